@@ -1,0 +1,1 @@
+"""The alignment methods themselves: data, models, losses, rollouts, training, evaluation, figures."""
