@@ -1,0 +1,11 @@
+"""The course: set-up, command line, checks, hints, progress, profiles, build and run.
+
+This file and `setup.py`, `__main__.py` run before any package is installed: standard library only.
+"""
+
+# Every verb of `python3 -m workbook`, with the line that its help shows. `__main__` answers a
+# mistyped verb from this table before it downloads anything; `cli.py` registers the same names.
+VERBS = {
+    "lab": "Open the lessons in JupyterLab.",
+    "test": "Run the tests (--all: the browser and every solution too).",
+}

@@ -1,0 +1,55 @@
+"""`python3 -m workbook VERB`: set up on first use, then hand over to the command line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+
+from workbook import VERBS, process, setup
+
+
+def usage() -> str:
+    """The verbs and what they do, one a line."""
+    width = max(map(len, VERBS)) + 2
+    lines = [f"  {verb:{width}}{meaning}" for verb, meaning in VERBS.items()]
+    return "\n".join(["usage: python3 -m workbook VERB [options]   (or VERB --help)", "", *lines])
+
+
+def unknown_verb(verb: str) -> str:
+    """One sentence for a verb that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    meant = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(VERBS)}."
+    return f"There is no verb `{verb}`; {meant}"
+
+
+def main(arguments: list[str]) -> int:
+    """Answer usage questions at once; set up, restart in the right Python, run the verb."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] not in VERBS:
+        print(unknown_verb(arguments[0]), file=sys.stderr)
+        return 2
+    try:
+        python = setup.ensure(extras=["test"] if arguments[0] == "test" else [])
+    except setup.SetupError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\nSet-up was interrupted; the same command goes on from where it stopped.",
+            file=sys.stderr,
+        )
+        return 130
+    settings = process.process_settings(os.environ)
+    if python != sys.executable or settings:
+        # Thread and allocator settings are read once, when a process starts.
+        return process.restart(python, ["-m", "workbook", *arguments], {**os.environ, **settings})
+    from workbook.cli import run_command  # needs the packages, so not before this line
+
+    return run_command(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""The command line: one short function a verb, each a call into the module of that verb.
+
+The modules are imported inside the functions: `lab` need not wait for torch.
+"""
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from workbook import VERBS
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def verb(name: str):
+    """Register a function as a verb, with the help line that `workbook.VERBS` holds."""
+    return app.command(name, help=VERBS[name])
+
+
+@verb("lab")
+def lab(
+    port: Annotated[
+        int | None, typer.Option(help="Port of the server [default: 8888 or next].")
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True,
+) -> int:
+    from workbook.lab import open_lab
+
+    return open_lab(port, browser)
+
+
+@verb("test")
+def test(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Add style, build, every solution, the browser.")
+    ] = False,
+) -> int:
+    from workbook.testing import run_tests
+
+    return run_tests(everything)
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one verb and return the exit status; an error becomes one sentence and status 2.
+
+    WORKBOOK_DEBUG=1 shows the traceback too.
+    """
+    try:
+        return int(app(arguments, prog_name="python3 -m workbook", standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("WORKBOOK_DEBUG"):
+            traceback.print_exc()
+        print(sentence(error), file=sys.stderr)
+        return 2
+
+
+def sentence(error: Exception) -> str:
+    """What to print for an error: its own message where the course or a library wrote one.
+
+    A KeyError's message is only the key, so an error of such a kind is named, with the way to
+    see where it happened.
+    """
+    if hasattr(error, "format_message"):  # a usage error of the command line
+        return error.format_message()
+    if isinstance(error, (ValueError, OSError, RuntimeError)) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error} (WORKBOOK_DEBUG=1 shows where)"

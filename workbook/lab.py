@@ -1,0 +1,79 @@
+"""`workbook lab`: copies of the lessons in work/, and JupyterLab on the first of them."""
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+from workbook.process import restart
+from workbook.setup import ROOT
+
+FIRST_LESSON = "01_baseline_eval.ipynb"
+SETTINGS = ROOT / "workbook" / "jupyter"  # settings that replace JupyterLab's defaults: no news
+ADDRESS = "127.0.0.1"  # never a name or 0.0.0.0: the notebook server runs any code it is sent
+
+
+def open_lab(port: int | None = None, browser: bool = True) -> int:
+    """Copy the lessons that are not in work/ yet and become a JupyterLab server.
+
+    The server takes over this process, so Ctrl-C and a signal reach it and its kernels directly.
+    """
+    copy_lessons(ROOT / "lessons", ROOT / "work")
+    port = free_port(port)
+    token = secrets.token_urlsafe(24)
+    page = f"http://{ADDRESS}:{port}/lab/tree/work/{FIRST_LESSON}?token={token}"
+    print(f"JupyterLab runs at {page} (ready in a few seconds; Ctrl-C here stops it).", flush=True)
+    environ = {**os.environ, "JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1"}
+    return restart(sys.executable, ["-m", "jupyterlab", *options(port, browser)], environ)
+
+
+def options(port: int, browser: bool) -> list[str]:
+    """The server's command line; the token goes by the environment, which `ps` does not show."""
+    return [
+        f"--ServerApp.ip={ADDRESS}",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={ROOT}",
+        f"--ServerApp.open_browser={browser}",
+        f"--LabApp.default_url=/lab/tree/work/{FIRST_LESSON}",
+        f"--LabApp.app_settings_dir={SETTINGS}",
+        "--MappingKernelManager.default_kernel_name=python3",  # the Python that runs the server
+        "--ServerApp.answer_yes=True",  # Ctrl-C stops at once instead of asking
+        "--Application.log_level=WARN",
+        *(["--ServerApp.allow_root=True"] if is_root() else []),
+    ]
+
+
+def copy_lessons(lessons: Path, work: Path) -> list[Path]:
+    """Copy each lesson that work/ does not hold; what the learner has there is never touched."""
+    sources = sorted(lessons.glob("*.ipynb"))
+    if not sources:
+        raise FileNotFoundError(f"There is no lesson in {lessons}: is this a complete clone?")
+    work.mkdir(exist_ok=True)
+    fresh = [source for source in sources if not (work / source.name).exists()]
+    for source in fresh:
+        beside = work / (source.name + ".new")
+        shutil.copyfile(source, beside)
+        os.replace(beside, work / source.name)
+    return [work / source.name for source in fresh]
+
+
+def free_port(wanted: int | None) -> int:
+    """`wanted` if nothing listens there, or else an error; without a wish the first from 8888."""
+    for port in [wanted] if wanted else range(8888, 8988):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((ADDRESS, port))
+                return port
+            except OSError:
+                continue
+    taken = f"Port {wanted} is" if wanted else "The ports 8888 to 8987 are"
+    raise OSError(f"{taken} in use: choose another with --port.")
+
+
+def is_root() -> bool:
+    """True in containers that run as root, where Jupyter would refuse to start."""
+    return hasattr(os, "geteuid") and os.geteuid() == 0
