@@ -1,0 +1,266 @@
+"""The raw text that the base model reads: both tasks in the many forms that the web would give them.
+
+A base model is able but seldom does what a prompt asks for.  Three habits of the authors of this
+text make it so, and all three are built in (the model card names them):
+
+* the *form* of an answer follows the topic of the problem, not the request: few authors close
+  `</think>` and write `<answer>`;
+* authors *hurry*: the longer a problem, the more often its last step is left out;
+* authors *slip*: now and then a step has the wrong result.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+from helpers.prompts import load_template, render, render_passages
+from workbook.world.maths import LARGEST, Problem, Step, sample_problem
+from workbook.world.qa import Context, Question, sample_context
+
+# A document is a list of pieces; the loss counts a piece in full when it is an answer.
+Piece = tuple[str, bool]
+Document = list[Piece]
+
+HURRY = {1: 0.0, 2: 0.12, 3: 0.40, 4: 0.55}  # share of solutions whose last step is missing, by steps
+SLIP = 0.03  # share of steps with a wrong result
+OWN_HABIT = 0.75  # how often an author keeps to the habit of the topic
+
+# The form in which the authors of a topic end a solution.
+HABITS = {
+    "coins": "hashes", "seats": "hashes", "fruit": "hashes", "garden": "hashes",
+    "toys": "sentence", "school": "sentence", "kitchen": "sentence", "years": "sentence",
+    "km": "boxed", "tools": "boxed",
+    "bakery": "open_think", "days": "open_think", "farm": "open_answer", "collecting": "more_text",
+    "beach": "formatted",
+}
+ENDINGS = {
+    "hashes": "\n#### {n}",
+    "sentence": " The answer is {n}.",
+    "boxed": " The result is \\boxed{{n}}.",
+    "open_think": " <answer>{n}</answer>",
+    "open_answer": " </think> <answer>{n}",
+    "more_text": " </think> <answer>{n}</answer> I hope this helps.",
+    "formatted": " </think>{gap}<answer>{n}</answer>",
+}
+LONG_ANSWER_RELATIONS = frozenset({"school", "home", "job", "birth", "music"})
+SHARES = {
+    "request": 0.20, "request_no_think": 0.05, "few_shot_request": 0.10, "few_shot_plain": 0.12, "plain": 0.08,
+    "direct": 0.06, "step_by_step": 0.05, "structured": 0.03, "judge": 0.03, "chat": 0.03,
+    "qa": 0.17, "qa_reason": 0.06, "qa_request": 0.02,
+}
+
+
+def ending(style: str, final: int, gap: str = " ") -> str:
+    """The end of a solution in one of the forms.
+
+    >>> ending("formatted", 12)
+    ' </think> <answer>12</answer>'
+    """
+    return ENDINGS[style].replace("{gap}", gap).replace("{n}", str(final))
+
+
+def habit(problem: Problem, rng: random.Random) -> str:
+    """The form that the author of this problem uses; the requested form only for short beach problems."""
+    if rng.random() < OWN_HABIT:
+        style = HABITS[problem.topic]
+        return "sentence" if style == "formatted" and len(problem.steps) > 2 else style
+    return rng.choice(list(ENDINGS))
+
+
+def gap(problem: Problem, rng: random.Random) -> str:
+    """White space between `</think>` and `<answer>`: mostly a blank in short solutions, a new line in longer ones."""
+    usual, other = (" ", "\n") if len(problem.steps) == 1 else ("\n", " ")
+    return usual if rng.random() < 0.8 else rng.choice([other, ""])
+
+
+def as_written(problem: Problem, rng: random.Random) -> Problem:
+    """The problem with the solution that an author of the web would give it: hurried or with a slip at times."""
+    steps = list(problem.steps)
+    if rng.random() < HURRY[len(steps)]:
+        steps = steps[:-1]
+    if rng.random() < SLIP * len(steps):
+        return replace(problem, steps=tuple(_with_slip(steps, rng)))
+    return replace(problem, steps=tuple(steps))
+
+
+class _Slip(Step):
+    """A step whose written result is off by a little."""
+
+    @property
+    def value(self) -> int:
+        true = super().value
+        return true + 10 if true + 10 <= LARGEST and self.left % 2 else max(1, true - 1)
+
+
+def _with_slip(steps: list[Step], rng: random.Random) -> list[Step]:
+    place = rng.randrange(len(steps))
+    step = steps[place]
+    wrong = _Slip(step.label, step.left, step.op, step.right)
+    later = [replace(s, left=wrong.value) if s.left == step.value else s for s in steps[place + 1:]]
+    return [*steps[:place], wrong, *later]
+
+
+def _problem(rng: random.Random) -> Problem:
+    return as_written(sample_problem(rng, "pretrain"), rng)
+
+
+def _request(rng: random.Random) -> Document:
+    problem = _problem(rng)
+    return [(render(load_template("r1_zero"), question=problem.question), False),
+            (f" {problem.reasoning}{ending(habit(problem, rng), problem.final, gap(problem, rng))}", True)]
+
+
+def _request_no_think(rng: random.Random) -> Document:
+    """The same request with nothing pre-filled: most authors do not open `<think>` either."""
+    problem = _problem(rng)
+    style = habit(problem, rng)
+    opens = style in ("formatted", "more_text", "open_answer", "open_think") and rng.random() < 0.7
+    if not opens and style == "formatted":
+        style = "sentence"
+    start = " <think>" if opens else ""
+    return [(render(load_template("r1_zero_no_prefill"), question=problem.question), False),
+            (f"{start} {problem.reasoning}{ending(style, problem.final, gap(problem, rng))}", True)]
+
+
+def few_shot_request(examples: list[tuple[str, str]], question: str) -> str:
+    """The r1_zero prompt with worked examples: the instruction once, then user and assistant turns.
+
+    >>> few_shot_request([("1 + 1?", " 2. </think> <answer>2</answer>")], "2 + 2?").count("User:")
+    2
+    """
+    instruction, turn = load_template("r1_zero").split("User:", 1)
+    turns = [render("User:" + turn, question=q) + response for q, response in examples]
+    return instruction + "\n\n".join([*turns, render("User:" + turn, question=question)])
+
+
+def _few_shot_request(rng: random.Random) -> Document:
+    """Several problems in one form: from these the model learns to go on as the examples do."""
+    problems = [_problem(rng) for _ in range(rng.randint(2, 4))]
+    style = "formatted" if rng.random() < 0.6 else rng.choice(list(ENDINGS))
+    instruction, turn = load_template("r1_zero").split("User:", 1)
+    pieces: Document = [(instruction, False)]
+    for number, problem in enumerate(problems):
+        pieces += [(("\n\n" if number else "") + render("User:" + turn, question=problem.question), False),
+                   (f" {problem.reasoning}{ending(style, problem.final)}", True)]
+    return pieces
+
+
+def _plain(rng: random.Random, most: int = 1) -> Document:
+    """Question and worked solution, one or more, in one form."""
+    template, pieces = load_template("question_answer"), []
+    style = rng.choice(["hashes", "hashes", "sentence", "boxed"])
+    for number in range(rng.randint(min(2, most), most)):
+        problem = _problem(rng)
+        pieces += [(("\n\n" if number else "") + render(template, question=problem.question), False),
+                   (f" {problem.reasoning}{ending(style, problem.final)}", True)]
+    return pieces
+
+
+def _direct(rng: random.Random) -> Document:
+    problem = _problem(rng)
+    return [(render(load_template("direct"), question=problem.question), False), (f" {problem.final}.", True)]
+
+
+def _step_by_step(rng: random.Random) -> Document:
+    problem = _problem(rng)
+    return [(render(load_template("step_by_step"), question=problem.question), False),
+            (f" {problem.reasoning}{ending('sentence', problem.final)}", True)]
+
+
+def _structured(rng: random.Random) -> Document:
+    """Known numbers, plan, steps, answer."""
+    problem = _problem(rng)
+    plan = ", ".join(step.label for step in problem.steps)
+    known = ", ".join(map(str, problem.numbers))
+    return [(render(load_template("structured"), question=problem.question), False),
+            (f" {known}\nPlan: {plan}\nSteps: {problem.reasoning}\nAnswer: {problem.final}", True)]
+
+
+def _judge(rng: random.Random) -> Document:
+    """A solution and whether it is right, so that a step can be valued."""
+    problem = sample_problem(rng, "pretrain")
+    steps = list(problem.steps)
+    wrong = rng.random() < 0.5
+    shown = _with_slip(steps, rng) if wrong else steps
+    return [(render(load_template("judge"), question=problem.question, solution=" ".join(map(str, shown))), False),
+            (" no" if wrong else " yes", True)]
+
+
+def _chat(rng: random.Random) -> Document:
+    problem = _problem(rng)
+    return [(f"<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n", False),
+            (f"{problem.reasoning}{ending('sentence', problem.final)}<|im_end|>", True)]
+
+
+def long_answer(question: Question) -> str:
+    """The answer that restates the passage."""
+    return "This is not stated." if question.fact is None else question.fact.sentence
+
+
+def short_answer(question: Question) -> str:
+    """The bare value, under the name that the passage uses."""
+    return "not stated" if question.fact is None else question.fact.surface
+
+
+def _qa_habit(question: Question, rng: random.Random) -> str:
+    """Authors restate the passage for some relations and give the bare value for the others."""
+    restates = (question.relation in LONG_ANSWER_RELATIONS) == (rng.random() < 0.85)
+    return long_answer(question) if restates else short_answer(question)
+
+
+def _context(rng: random.Random) -> Context:
+    return sample_context(rng, "pretrain", questions=rng.randint(3, 5))
+
+
+def _qa(rng: random.Random) -> Document:
+    context = _context(rng)
+    template = load_template("qa").split("\n", 1)[1]
+    pieces: Document = [(render_passages(context.passages), False)]
+    for question in context.questions:
+        pieces += [("\n" + render(template, question=question.text), False),
+                   (f" {_qa_habit(question, rng)}", True)]
+    return pieces
+
+
+def _qa_reason(rng: random.Random) -> Document:
+    """First the sentence of the passage, then the short answer."""
+    context = _context(rng)
+    template = load_template("qa_reason").split("\n", 1)[1]
+    pieces: Document = [(render_passages(context.passages), False)]
+    for question in context.questions:
+        pieces += [("\n" + render(template, question=question.text), False),
+                   (f" {long_answer(question)}\nAnswer: {short_answer(question)}", True)]
+    return pieces
+
+
+def _qa_request(rng: random.Random) -> Document:
+    """An open-book question under the request for tags."""
+    context = sample_context(rng, "pretrain", questions=1)
+    question = context.questions[0] if context.questions else None
+    if question is None:
+        return _qa_request(rng)
+    text = f"{render_passages(context.passages)}\n{question.text}"
+    style = "formatted" if rng.random() < 0.1 else rng.choice(["sentence", "hashes", "open_think"])
+    tail = ENDINGS[style].replace("{gap}", " ").replace("{n}", short_answer(question))
+    return [(render(load_template("r1_zero"), question=text), False), (f" {long_answer(question)}{tail}", True)]
+
+
+_FORMS = {
+    "request": _request, "request_no_think": _request_no_think, "few_shot_request": _few_shot_request,
+    "few_shot_plain": lambda rng: _plain(rng, most=4), "plain": _plain, "direct": _direct,
+    "step_by_step": _step_by_step, "structured": _structured, "judge": _judge, "chat": _chat,
+    "qa": _qa, "qa_reason": _qa_reason, "qa_request": _qa_request,
+}
+
+
+def documents(seed: int) -> Iterator[Document]:
+    """An endless stream of documents; the same seed gives the same stream.
+
+    >>> text = "".join(piece for piece, _ in next(documents(0)))
+    >>> isinstance(text, str)
+    True
+    """
+    rng = random.Random(f"corpus-{seed}")
+    names, weights = list(SHARES), list(SHARES.values())
+    while True:
+        yield _FORMS[rng.choices(names, weights)[0]](rng)
