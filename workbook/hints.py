@@ -1,0 +1,146 @@
+"""The exercises of a lesson, their hints, and the reference that may stand in for each.
+
+`workbook/hints/NN.yaml` names them; the order is the order of the lesson:
+
+    lesson: "01"
+    exercises:
+      extract_answer:                        # the name of the function, unique in the course
+        title: Answer extraction
+        reference: helpers.rewards.extract_answer
+        learnt: The last answer counts, and a refusal is None, not an empty string.
+        hints:                              # three: where to look, the idea, nearly the code
+          - Look at ...
+          - The idea is ...
+          - Write ...
+"""
+
+import functools
+import importlib
+from difflib import get_close_matches
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from workbook.panel import Panel, note
+from workbook.progress import course_root, load, record
+
+_last = {"exercise": None}
+
+
+class CourseFileError(ValueError):
+    """A file of the course (hints, questions, published figures) is not as it should be."""
+
+
+class Exercise(BaseModel):
+    """One exercise: its title, reference function, hints, and the line said on a pass."""
+
+    model_config = ConfigDict(extra="forbid")
+    title: str
+    reference: Annotated[str, Field(pattern=r"^helpers(\.\w+)+$")]
+    learnt: str
+    hints: Annotated[list[str], Field(min_length=3, max_length=3)]
+
+
+class LessonHelp(BaseModel):
+    """What `workbook/hints/NN.yaml` holds."""
+
+    model_config = ConfigDict(extra="forbid")
+    lesson: Annotated[str, Field(pattern=r"^\d\d$")]
+    exercises: dict[str, Exercise]
+
+
+def read_course_file(path, model):
+    """Read a YAML file into a pydantic model; the error names file and field in one sentence."""
+    try:
+        return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise CourseFileError(f"{path.name}{line}: this is not YAML") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CourseFileError(f"{path.name}: {field}: {first['msg']}") from error
+
+
+def lessons_with_help() -> list[str]:
+    """The lessons that have a hints file, in order."""
+    return sorted(path.stem for path in (course_root() / "workbook" / "hints").glob("*.yaml"))
+
+
+def lesson_help(lesson: str) -> LessonHelp:
+    """The exercises of one lesson.
+
+    Raises: CourseFileError for a file that is missing or malformed.
+    """
+    path = course_root() / "workbook" / "hints" / f"{lesson}.yaml"
+    if not path.exists():
+        raise CourseFileError(f"Lesson {lesson} has no file workbook/hints/{lesson}.yaml.")
+    return _read_help(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _read_help(path, _changed: int) -> LessonHelp:
+    return read_course_file(path, LessonHelp)
+
+
+def find_exercise(name: str) -> tuple[str, Exercise]:
+    """(lesson, exercise) of a name.
+
+    Raises: CourseFileError for an unknown name, with the nearest known one.
+    """
+    known = {}
+    for lesson in lessons_with_help():
+        for exercise_name, exercise in lesson_help(lesson).exercises.items():
+            known[exercise_name] = (lesson, exercise)
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        tail = f'; did you mean "{near[0]}"?' if near else f". Exercises: {', '.join(known)}."
+        raise CourseFileError(f'There is no exercise "{name}"{tail}')
+    return known[name]
+
+
+def exercise_number(name: str) -> str:
+    """The place of an exercise in its lesson, as "exercise 2"."""
+    lesson, _ = find_exercise(name)
+    return f"exercise {list(lesson_help(lesson).exercises).index(name) + 1}"
+
+
+def remember_exercise(name: str) -> None:
+    """Make `hint(1)` mean the exercise that was checked last."""
+    _last["exercise"] = name
+
+
+def hint(n: int = 1, exercise: str | None = None) -> Panel:
+    """Show hint 1, 2 or 3 of an exercise: of the one checked last, unless it is named.
+
+    Example: `hint(1)` after a check, or `hint(2, "extract_answer")`.
+    """
+    name = exercise or _last["exercise"]
+    if name is None:
+        return note('Run a check first, or name the exercise: hint(1, "extract_answer").')
+    lesson, entry = find_exercise(name)
+    if n not in (1, 2, 3):
+        return note(f"There are three hints for {name}: hint(1), hint(2) and hint(3).")
+    remember_exercise(name)
+    record(lesson, "hints", name, max(n, load(lesson)["hints"].get(name, 0)))
+    after = f"hint({n + 1}) says more." if n < 3 else f'use_reference("{name}") lets you go on.'
+    return note(f"Hint {n} of 3 for {name}", ("hint", entry.hints[n - 1]), ("then", after))
+
+
+def reference_function(name: str):
+    """The course's own function (or class) for an exercise."""
+    module, _, attribute = find_exercise(name)[1].reference.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def use_reference(name: str):
+    """Return the reference function of an exercise, so that the lesson goes on; it is recorded.
+
+    Example: `extract_answer = use_reference("extract_answer")`
+    """
+    function = reference_function(name)
+    record(find_exercise(name)[0], "references", name, True)
+    print(f"From here on {name} is the course's own function; come back to yours at any time.")
+    return function

@@ -1,0 +1,169 @@
+"""Profiles: which models, engine, sampling and sizes a lesson runs with; one YAML each.
+
+The profile comes from WORKBOOK_PROFILE, else from the lesson's first cell; the depth (short, full
+or smoke) from WORKBOOK_DEPTH, else short. Every value can be overridden by `section.key=value`.
+"""
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from workbook.progress import course_root
+
+Depth = Literal["short", "full", "smoke"]
+DEPTHS = ("short", "full", "smoke")
+PROFILES = ("tiny", "small", "full")
+Count = Annotated[int, Field(ge=1)]
+_active: dict[str, "Profile"] = {}
+
+
+class ProfileError(ValueError):
+    """A profile, a depth or an override that is not known or not valid."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Models(_Section):
+    """Names on the hub, or folders of the course (relative to its root)."""
+
+    maths: str
+    instruct: str
+    qa: str
+    adapter: str | None = None  # a small tuned adapter of `maths`: what the course builds
+
+
+class Engine(_Section):
+    """Where and how the models run."""
+
+    name: Literal["auto", "transformers", "vllm"] = "auto"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    quantization: Literal["nf4", "int8", "awq"] | None = None
+    batch_size: Count = 64
+
+
+class Sampling(_Section):
+    """How completions are drawn where a lesson does not say otherwise."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    max_new_tokens: Count = 160
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def settings(self, **changes):
+        """These as SamplingSettings for `generate`: `profile.sampling.settings(temperature=1)`."""
+        from helpers.rollout import SamplingSettings  # loads transformers: only when needed
+
+        return SamplingSettings(**(self.model_dump() | changes))
+
+
+class Data(_Section):
+    """Files of the course (relative to its root), local paths, or names on the hub."""
+
+    maths_train: str
+    maths_test: str
+    qa_train: str
+    qa_test: str
+
+
+class Sizes(_Section):
+    """How much a lesson does at one depth."""
+
+    eval_problems: Count  # maths problems of an evaluation
+    qa_problems: Count  # open-book questions of an evaluation
+    artefact_problems: Count  # problems for each setting of the artefact study
+    pass_at_k_problems: Count  # problems that are sampled several times
+    samples: Count  # samples a problem for pass@k
+
+
+class Profile(_Section):
+    """One profile at one depth; `profile.sizes` are those of the depth."""
+
+    name: str
+    depth: Depth
+    models: Models
+    engine: Engine
+    sampling: Sampling
+    data: Data
+    sizes: Sizes
+
+    def path(self, name: str) -> str:
+        """A course file or folder as an absolute path; a name on the hub stays as it is."""
+        inside = course_root() / name
+        return str(inside) if inside.exists() or name.startswith("workbook/") else name
+
+
+def load_profile(name: str, depth: str = "short", overrides=()) -> Profile:
+    """Read a profile, pick the sizes of the depth, apply `key=value` overrides, validate.
+
+    Raises: ProfileError, one sentence that names the profile and the field.
+    """
+    if name not in PROFILES:
+        raise ProfileError(f'There is no profile "{name}": take one of {", ".join(PROFILES)}.')
+    if depth not in DEPTHS:
+        raise ProfileError(f'There is no depth "{depth}": take one of {", ".join(DEPTHS)}.')
+    values = yaml.safe_load(_config(name).read_text(encoding="utf-8"))
+    values |= {"name": name, "depth": depth, "sizes": values["sizes"].get(depth, {})}
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = f"Profile {name}: {field}: {first['msg']} (got {first['input']!r})."
+        raise ProfileError(message) from error
+
+
+def _config(name: str) -> Path:
+    return Path(__file__).parent / "configs" / f"{name}.yaml"
+
+
+def _apply(values: dict, override: str) -> None:
+    """Set `section.key=value` in place; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    section, _, field = key.strip().partition(".")
+    fields = Profile.model_fields
+    kind = fields[section].annotation if section in fields else None
+    known = [
+        f"{name}.{inner}"
+        for name, info in fields.items()
+        if hasattr(info.annotation, "model_fields")
+        for inner in info.annotation.model_fields
+    ]
+    if not equals or not hasattr(kind, "model_fields") or field not in kind.model_fields:
+        near = get_close_matches(key.strip(), known, n=1)
+        example = f"{near[0]}=..." if near else "sampling.temperature=0.7"
+        raise ProfileError(f'"{override}" is no setting of a profile; write it like {example}.')
+    values[section] = {**values[section], field: yaml.safe_load(text)}
+
+
+def use_profile(name: str = "tiny", *overrides: str) -> Profile:
+    """The profile of this lesson; WORKBOOK_PROFILE, _DEPTH and _OVERRIDES come before the cell.
+
+    Example: `profile = use_profile("tiny")`, or `use_profile("tiny", "sampling.temperature=0.7")`.
+    """
+    name = os.environ.get("WORKBOOK_PROFILE") or name
+    depth = os.environ.get("WORKBOOK_DEPTH") or "short"
+    overrides = (*overrides, *os.environ.get("WORKBOOK_OVERRIDES", "").split())
+    profile = load_profile(name, depth, overrides)
+    _active["profile"] = profile
+    print(f"Profile {profile.name}, depth {profile.depth}.")
+    return profile
+
+
+def active_profile() -> Profile:
+    """The profile that this notebook chose.
+
+    Raises: ProfileError before `use_profile` has run.
+    """
+    if "profile" not in _active:
+        raise ProfileError("No profile is chosen yet: run the first cell of the lesson.")
+    return _active["profile"]

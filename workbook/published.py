@@ -1,0 +1,118 @@
+"""The published figures that the lessons show beside the learner's (workbook/published.yaml)."""
+
+import functools
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workbook.hints import CourseFileError, read_course_file
+from workbook.progress import course_root
+
+
+class Figure(BaseModel):
+    """One published number: who, where, what was measured, and how it is written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    project: Literal["S0", "S1", "S2", "S3", "S4"]
+    row: int
+    value: float | tuple[float, float]  # two numbers: a range
+    measured: str
+    unit: Literal["share", "count", "score"] = "share"
+    lessons: Annotated[list[str], Field(min_length=1)]
+    finding: str | None = None  # the key of findings.json that stands beside it
+
+    @property
+    def source(self) -> str:
+        """Short label for a figure or a table, such as "S0, row 11"."""
+        return f"{self.project}, row {self.row}"
+
+
+class _Projects(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    projects: dict[str, str]
+    figures: dict[str, Figure]
+
+
+@functools.cache
+def _read() -> _Projects:
+    return read_course_file(Path(__file__).with_name("published.yaml"), _Projects)
+
+
+def published_figures(lesson: str | None = None) -> dict[str, Figure]:
+    """All entries by id, or those that one lesson shows."""
+    entries = _read().figures
+    return {name: e for name, e in entries.items() if lesson is None or lesson in e.lessons}
+
+
+def project_name(short: str) -> str:
+    """What a short name such as S0 stands for."""
+    return _read().projects[short]
+
+
+def published(name: str) -> Figure:
+    """One published figure: `published("s0.format_rate").value` is 0.02501...
+
+    Raises: CourseFileError for an unknown id.
+    """
+    entries = published_figures()
+    if name not in entries:
+        raise CourseFileError(f'published.yaml has no "{name}"; it has {", ".join(entries)}.')
+    return entries[name]
+
+
+def number_text(value, unit: str) -> str:
+    """A value as it is shown: shares in percent, counts whole, a missing one as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, (tuple, list)):
+        return " to ".join(number_text(part, unit) for part in value)
+    if unit == "share":
+        return f"{100 * value:.1f} %" if value >= 0.01 or value == 0 else f"{100 * value:.2f} %"
+    return f"{value:,.0f}" if unit == "count" else f"{value:.3f}"
+
+
+@dataclass
+class ComparisonTable:
+    """Rows of (measured, source, published, recorded, here), shown as HTML or as text."""
+
+    rows: list[tuple[str, str, str, str, str]]
+    note: str = ""
+    header = ("measured", "source", "published", "recorded", "here")
+
+    def __repr__(self) -> str:
+        rows = [self.header, *self.rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        padded = [[text.ljust(widths[i]) for i, text in enumerate(row)] for row in rows]
+        lines = ["  ".join(row) for row in padded]
+        return "\n".join([*(line.rstrip() for line in lines), self.note]).rstrip()
+
+    def _repr_html_(self) -> str:
+        cells = ["".join(f"<th>{name}</th>" for name in self.header)]
+        cells += ["".join(f"<td>{html.escape(text)}</td>" for text in row) for row in self.rows]
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<table>{body}</table><p>{html.escape(self.note)}</p>"
+
+
+def recorded_findings(lesson: str) -> dict:
+    """What the course's own full run found (`solutions/recorded/NN.json`), or nothing yet."""
+    path = course_root() / "solutions" / "recorded" / f"{lesson}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def comparison_table(lesson: str, findings: dict, ids: list[str] | None = None) -> ComparisonTable:
+    """Published, recorded and own numbers side by side; `ids` default to the lesson's entries.
+
+    Example: `comparison_table("01", findings, ["s0.format_rate"])`
+    """
+    entries = {name: published(name) for name in ids} if ids else published_figures(lesson)
+    recorded = recorded_findings(lesson)
+    rows = []
+    for entry in entries.values():
+        values = (entry.value, recorded.get(entry.finding), findings.get(entry.finding))
+        rows.append((entry.measured, entry.source, *(number_text(v, entry.unit) for v in values)))
+    shown = sorted({entry.project for entry in entries.values()})
+    return ComparisonTable(rows, "; ".join(f"{name}: {project_name(name)}" for name in shown))
