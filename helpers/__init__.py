@@ -1,1 +1,1 @@
-"""The alignment methods themselves: data, models, losses, rollouts, training, evaluation, figures."""
+"""The alignment methods: data, models, losses, rollouts, training, evaluation and figures."""
