@@ -7,5 +7,6 @@ This file and `setup.py`, `__main__.py` run before any package is installed: sta
 # mistyped verb from this table before it downloads anything; `cli.py` registers the same names.
 VERBS = {
     "lab": "Open the lessons in JupyterLab.",
+    "doctor": "Check this machine and say what to do where something is missing.",
     "test": "Run the tests (--all: the browser and every solution too).",
 }

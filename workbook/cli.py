@@ -34,6 +34,13 @@ def lab(
     return open_lab(port, browser)
 
 
+@verb("doctor")
+def doctor() -> int:
+    from workbook.doctor import run_doctor
+
+    return run_doctor()
+
+
 @verb("test")
 def test(
     everything: Annotated[
