@@ -17,9 +17,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from tqdm.auto import tqdm
-from transformers import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 FinishReason = Literal["eos", "stop_string", "length"]
 
@@ -138,8 +141,8 @@ def generate(
     per_batch = max(1, batch_size // n)
     budgets = [min(sampling.max_new_tokens, _window(model) - len(ids)) for ids in prompt_ids]
     groups: dict[int, list[Completion]] = {}
-    with _evaluation_mode(model), tqdm(total=len(order) * n, disable=not progress,
-                                       desc="sampling", unit="completion") as bar:
+    bar = tqdm(total=len(order) * n, disable=not progress, desc="sampling", unit="completion")
+    with bar, _evaluation_mode(model), _shared_key_heads(model):
         for start in range(0, len(order), per_batch):
             chosen = order[start : start + per_batch]
             rows = [
@@ -391,3 +394,35 @@ def _evaluation_mode(model) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _shared_key_heads(model) -> Iterator[None]:
+    """Inside, decoding on the CPU uses `_decode_attention` where the model would use "sdpa"."""
+    config, name = model.config, "sdpa_decode"
+    if model.device.type != "cpu" or config._attn_implementation != "sdpa":
+        yield
+        return
+    AttentionInterface.register(name, _decode_attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"
+
+
+def _decode_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """Attention of one new token in which query heads share key heads without copies of them.
+
+    transformers repeats the keys and values of the whole cache for every query head as soon as
+    there is a padding mask; on the CPU that copying costs more than the attention.
+    """
+    if query.shape[2] > 1 or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+    attended = scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
+    )
+    return attended.transpose(1, 2).contiguous(), None
