@@ -5,6 +5,7 @@ none: an endless loop, `os._exit`, a huge tensor or a changed random state end w
 """
 
 import builtins
+import faulthandler
 import json
 import os
 import select
@@ -143,6 +144,7 @@ def isolate(memory_mb: int) -> None:
         os.dup2(null, descriptor)
     sys.stdout = sys.stderr = BoundedText()
     builtins.input = _no_input
+    faulthandler.disable()  # else a crash is told at length in the notebook
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)  # with two, the first threaded operation after a fork hangs
     _limit_memory(memory_mb)

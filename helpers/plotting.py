@@ -1,0 +1,302 @@
+"""Every figure of the course: each function returns a matplotlib Figure and shows nothing itself.
+
+Common to all: a palette that colour-blind readers can tell apart, the same colour for the same
+method everywhere, intervals drawn, published values as dashed lines with their source, the finding
+in the title (the caller writes it from the numbers).
+
+An *interval* is a triple `(value, low, high)`; shares are between 0 and 1 and shown in percent.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+Interval = tuple[float, float, float]
+
+# Okabe and Ito's palette, with the yellow left out: it cannot be read on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#6B7280"
+METHOD_COLOURS = {
+    "base": GREY,
+    "sft": "#E69F00",
+    "dpo": "#0072B2",
+    "grpo": "#009E73",
+    "kto": "#CC79A7",
+    "orpo": "#56B4E9",
+    "ppo": "#000000",
+    "reward model": "#D55E00",
+    "format": "#56B4E9",
+    "strict": "#0072B2",
+    "lenient": "#009E73",
+}
+WIDTH = 7.5  # inches: the width of a notebook's text column
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name: the fixed one of a method, else the next free one of the palette.
+
+    Example: `colours(["base", "mine"])` gives base its grey and mine the palette's first colour.
+    """
+    fixed = {name: METHOD_COLOURS[name.lower()] for name in names if name.lower() in METHOD_COLOURS}
+    free = [colour for colour in PALETTE if colour not in fixed.values()] or list(PALETTE)
+    others = [name for name in names if name not in fixed]
+    return fixed | {name: free[i % len(free)] for i, name in enumerate(others)}
+
+
+def rates_with_intervals(
+    rates: Mapping[str, Interval | Mapping[str, Interval]],
+    *,
+    title: str,
+    published: Mapping[str, tuple[float, str]] | None = None,
+    xlabel: str = "share of problems",
+) -> Figure:
+    """Rates with their intervals, one row a rate; a mapping of mappings makes a row of each group.
+
+    published: series name -> (value, source), drawn as a dashed line in the colour of the series.
+
+    Example: `rates_with_intervals({"greedy": {"format": (.03, .02, .05)}}, title="Format is rare",
+    published={"format": (0.025, "S0, row 11")})`
+    """
+    grouped = {name: r if isinstance(r, Mapping) else {name: r} for name, r in rates.items()}
+    nested = any(isinstance(rate, Mapping) for rate in rates.values())
+    series = list(dict.fromkeys(name for group in grouped.values() for name in group))
+    shade = colours(series) if nested else dict.fromkeys(series, PALETTE[0])
+    rows = sum(len(group) for group in grouped.values())
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.5 + 0.3 * rows))
+    for place, group in enumerate(grouped.values()):
+        for slot, (name, (value, low, high)) in enumerate(group.items()):
+            y = place + 0.6 * ((slot + 0.5) / len(group) - 0.5)
+            spread = [[max(value - low, 0)], [max(high - value, 0)]]
+            label = name if nested and place == _first_group(grouped, name) else None
+            axes.errorbar(value, y, xerr=spread, fmt="o", color=shade[name], capsize=3, label=label)
+            axes.annotate(
+                f" {_percent(value)}", (max(value, high), y), va="center", fontsize=9, color="#222"
+            )
+    _published_lines(axes, published, lambda name: shade.get(name, GREY))
+    axes.set_yticks(range(len(grouped)), list(grouped))
+    axes.set_ylim(len(grouped) - 0.5, -0.5)
+    axes.set_xlabel(f"{xlabel}, with 95 % intervals")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _percent(value)))
+    axes.set_xlim(*_room(axes))
+    return _finish(figure, axes, title, legend=nested or bool(published))
+
+
+def failure_categories(counts: Mapping[str, Mapping[str, int]], *, title: str) -> Figure:
+    """Shares of the categories of each run, as one stacked bar a run.
+
+    Example: `failure_categories({"base": {"correct": 3, "no format": 97}}, title="...")`
+    """
+    names = list(dict.fromkeys(name for run in counts.values() for name in run))
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.6 + 0.6 * len(counts)))
+    for place, run in enumerate(counts.values()):
+        total, left = max(sum(run.values()), 1), 0.0
+        for slot, name in enumerate(names):
+            share = run.get(name, 0) / total
+            label = name if place == 0 else None
+            shade, ink = _category_colour(slot)
+            axes.barh(place, share, 0.6, left, color=shade, edgecolor="white", label=label)
+            if share >= 0.05:
+                x = left + share / 2
+                axes.text(x, place, f"{100 * share:.0f} %", ha="center", va="center", color=ink)
+            left += share
+    labels = [f"{name}\nn = {sum(run.values())}" for name, run in counts.items()]
+    axes.set_yticks(range(len(counts)), labels)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of samples")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _percent(value)))
+    return _finish(figure, axes, title)
+
+
+def reward_distributions(
+    scores: Mapping[str, Sequence[float]],
+    published: Mapping[str, tuple[float, str]] | None = None,
+    *,
+    title: str,
+    xlabel: str = "reward",
+) -> Figure:
+    """How rewards are spread: bars for rewards of a few values, outlines for continuous ones.
+
+    The mean of each is in the legend. published: name -> (mean, source), dashed lines among the
+    outlines; beside bars it stands in the legend only.
+
+    Example: `reward_distributions({"format": [0, 1, 0]}, title="Format is rare")`
+    """
+    arrays = {name: np.asarray(values, dtype=float) for name, values in scores.items()}
+    every = np.concatenate(list(arrays.values()))
+    levels = np.unique(every)
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.6))
+    shade = colours(list(arrays))
+    if len(levels) <= 6:
+        _level_bars(axes, arrays, levels, shade)
+        for name, (mean, source) in (published or {}).items():
+            axes.plot([], [], " ", label=f"published {name}: mean {mean:.3g} ({source})")
+    else:
+        bins = np.histogram_bin_edges(every, bins="fd" if len(every) > 40 else 10)
+        for name, values in arrays.items():
+            style = {"histtype": "stepfilled", "alpha": 0.25, "color": shade[name]}
+            weights = np.full(len(values), 1 / max(len(values), 1))
+            axes.hist(values, bins, weights=weights, **style)
+            label = _with_mean(name, values)
+            axes.hist(
+                values, bins, weights=weights, histtype="step", color=shade[name], lw=2, label=label
+            )
+        _published_lines(axes, published, lambda name: shade.get(name, GREY), percent=False)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("share of samples")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _percent(value)))
+    return _finish(figure, axes, title)
+
+
+def _level_bars(axes, arrays: dict[str, np.ndarray], levels: np.ndarray, shade: dict) -> None:
+    width = 0.8 / len(arrays)
+    for slot, (name, values) in enumerate(arrays.items()):
+        shares = [float(np.mean(values == level)) for level in levels]
+        x = np.arange(len(levels)) + (slot - (len(arrays) - 1) / 2) * width
+        label = _with_mean(name, values)
+        bars = axes.bar(x, shares, width * 0.92, color=shade[name], label=label)
+        axes.bar_label(bars, [_percent(share) for share in shares], fontsize=9, padding=2)
+    axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
+    axes.margins(y=0.12)
+
+
+def training_curves(
+    runs: Mapping[str, Sequence[Mapping[str, float]]], keys: Sequence[str], *, title: str
+) -> Figure:
+    """One panel a metric, one line a run; a run is the records of its metrics.jsonl.
+
+    Example: `training_curves({"grpo": [{"step": 0, "reward": .1}, ...]}, ["reward"], title="...")`
+    """
+    shade = colours(list(runs))
+    figure, panels = plt.subplots(
+        len(keys), 1, figsize=(WIDTH, 0.8 + 1.9 * len(keys)), sharex=True, squeeze=False
+    )
+    for axes, key in zip(panels[:, 0], keys, strict=True):
+        for name, records in runs.items():
+            kept = [(record["step"], record[key]) for record in records if key in record]
+            steps, values = zip(*kept, strict=True) if kept else ((), ())
+            axes.plot(steps, values, color=shade[name], lw=1.8, label=name)
+        axes.set_ylabel(key.replace("_", " "))
+        _plain(axes)
+    panels[-1, 0].set_xlabel("optimiser step")
+    return _finish(figure, panels[0, 0], title, legend=len(runs) > 1)
+
+
+def method_table(rows: Mapping[str, Mapping[str, float | str | Interval]], *, title: str) -> Figure:
+    """A table of methods and measures; the highest share of each column is bold, counts are not.
+
+    Example: `method_table({"base": {"SubEM": .44}, "DPO": {"SubEM": .51}}, title="...")`
+    """
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.5 + 0.26 * (len(rows) + 1)))
+    axes.axis("off")
+    texts = [[_cell(row.get(column, "–")) for column in columns] for row in rows.values()]
+    table = axes.table(texts, rowLabels=list(rows), colLabels=columns, loc="upper center",
+                       cellLoc="right", edges="horizontal")
+    table.auto_set_font_size(False)
+    table.set_fontsize(10)
+    table.scale(1, 1.35)
+    for place, column in enumerate(columns):
+        values = [_number(row.get(column)) for row in rows.values()]
+        if any(value is not None for value in values):
+            best = int(np.nanargmax([np.nan if value is None else value for value in values]))
+            table[best + 1, place].set_text_props(fontweight="bold")
+    return _finish(figure, axes, title, legend=False)
+
+
+def frontier(
+    points: Mapping[str, tuple[float, Interval]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str = "accuracy",
+) -> Figure:
+    """Quality against cost, with intervals and the line of the best method at each cost.
+
+    Example: `frontier({"direct": (12, (.2, .17, .23))}, title="...", xlabel="tokens a problem")`
+    """
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.8))
+    shade = colours(list(points))
+    for name, (cost, (value, low, high)) in points.items():
+        spread = [[max(value - low, 0)], [max(high - value, 0)]]
+        axes.errorbar(cost, value, yerr=spread, fmt="o", color=shade[name], capsize=3)
+        axes.annotate(name, (cost, value), xytext=(7, 4), textcoords="offset points", fontsize=10)
+    best, line = -np.inf, []
+    for cost, (value, *_) in sorted(points.values(), key=lambda point: (point[0], -point[1][0])):
+        if value > best:
+            best = value
+            line.append((cost, value))
+    axes.step(*zip(*line, strict=True), where="post", color=GREY, ls=":", lw=1.5, zorder=0,
+              label="best at this cost")
+    axes.set_xlim(0, 1.2 * max(cost for cost, _ in points.values()))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _percent(value)))
+    return _finish(figure, axes, title)
+
+
+def _plain(axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="both", color="#E5E7EB", lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def _finish(figure: Figure, axes, title: str, legend: bool = True) -> Figure:
+    """Title over the whole width, legend below; closed, so that a notebook shows it once."""
+    _plain(axes)
+    figure.suptitle(textwrap.fill(title, 78), x=0.01, ha="left", fontweight="bold", fontsize=11.5)
+    handles, labels = axes.get_legend_handles_labels()
+    if legend and labels:
+        columns = max(1, min(4, 96 // (max(map(len, labels)) + 7), len(labels)))
+        place = {"loc": "outside lower center", "ncols": columns}
+        figure.legend(handles, labels, frameon=False, fontsize=9, **place)
+    figure.set_layout_engine("constrained")
+    plt.close(figure)
+    return figure
+
+
+def _published_lines(axes, published, colour, percent: bool = True) -> None:
+    for name, (value, source) in (published or {}).items():
+        shown = _percent(value) if percent else f"{value:.3g}"
+        label = f"published {name}: {shown} ({source})"
+        axes.axvline(value, color=colour(name), ls="--", lw=1.4, label=label, zorder=1)
+
+
+def _room(axes) -> tuple[float, float]:
+    """From 0 to a little beyond the data, so that the value labels stay inside."""
+    high = axes.get_xlim()[1]
+    return 0.0 if high <= 1.2 else axes.get_xlim()[0], high * 1.12
+
+
+def _first_group(grouped: Mapping[str, Mapping], name: str) -> int:
+    return next(place for place, group in enumerate(grouped.values()) if name in group)
+
+
+def _category_colour(slot: int) -> tuple[str, str]:
+    """(fill, ink) of the slot-th category."""
+    fill = (*PALETTE[:6], GREY)[slot % 7]
+    return fill, "black" if fill in ("#E69F00", "#56B4E9", "#CC79A7") else "white"
+
+
+def _percent(value: float) -> str:
+    number = 100 * value
+    return f"{number:.0f} %" if number == 0 or number >= 9.95 else f"{number:.2g} %"
+
+
+def _with_mean(name: str, values: np.ndarray) -> str:
+    return f"{name} (mean {values.mean():.3g}, n = {len(values)})"
+
+
+def _cell(value) -> str:
+    if isinstance(value, tuple):
+        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _number(value) -> float | None:
+    first = value[0] if isinstance(value, tuple) else value
+    return first if isinstance(first, float) else None
