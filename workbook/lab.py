@@ -41,7 +41,7 @@ def options(port: int, browser: bool) -> list[str]:
         f"--LabApp.app_settings_dir={SETTINGS}",
         "--MappingKernelManager.default_kernel_name=python3",  # the Python that runs the server
         "--ServerApp.answer_yes=True",  # Ctrl-C stops at once instead of asking
-        "--Application.log_level=WARN",
+        "--Application.log_level=ERROR",  # the line above is all that a learner has to read
         *(["--ServerApp.allow_root=True"] if is_root() else []),
     ]
 
