@@ -8,7 +8,7 @@ First cell (tag `setup`; imports, `begin` and `use_profile` only, for tests run 
 
     # %% tags=["setup"]
     from workbook.lesson import (
-        answer, begin, check, comparison_table, hint, observed, predict, progress,
+        answer, begin, check, comparison_table, failure_browser, hint, observed, predict, progress,
         published, ready, run_folder, save_findings, use_profile, use_reference,
     )
 
@@ -71,12 +71,14 @@ from workbook.progress import (
     write_json,
 )
 from workbook.published import comparison_table, published
+from workbook.widgets import failure_browser
 
 __all__ = [
     "answer",
     "begin",
     "check",
     "comparison_table",
+    "failure_browser",
     "hint",
     "observed",
     "predict",
