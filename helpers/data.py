@@ -96,12 +96,14 @@ def load_records(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be 1 or more, but it is {limit}.")
     sources = [source] if isinstance(source, str | Path) else list(source)
-    report, rows, chosen = LoadReport(), [], None if format == "auto" else format
+    report, rows, ids = LoadReport(), [], set()
+    chosen = None if format == "auto" else format
     for raw in _read_all(sources, split, max_line_bytes, report):
         try:
             chosen = chosen or format_of(raw.record)
-            row = {"id": _record_id(raw), **FORMATS[chosen].convert(raw.record)}
+            row = {"id": _record_id(raw, ids), **FORMATS[chosen].convert(raw.record)}
             rows.append({name: raw.record.get(name) for name in keep} | row)
+            ids.add(row["id"])
         except BadRecord as bad:
             report.add(raw.place, bad)
         if len(rows) == limit:
@@ -230,10 +232,15 @@ class _Raw(NamedTuple):
         return f"{self.source}:{self.line}"
 
 
-def _record_id(raw: _Raw) -> str:
+def _record_id(raw: _Raw, taken: set[str]) -> str:
+    """The record's own id, or one from file and line; an id met before gets its place added.
+
+    Two problems under one id would be counted as two samples of one problem.
+    """
     own = raw.record.get("id")
     is_usable = isinstance(own, str | int) and not isinstance(own, bool) and str(own).strip()
-    return _checked_text(str(own), "id") if is_usable else f"{Path(raw.source).stem}-{raw.line}"
+    name = _checked_text(str(own), "id") if is_usable else f"{Path(raw.source).stem}-{raw.line}"
+    return f"{name}@{raw.place}" if name in taken else name
 
 
 def _read_all(

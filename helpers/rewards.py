@@ -378,6 +378,7 @@ FAILURE_CATEGORIES = {
     "wrong_number": "right format, another number",
     "unparsable": "right format, but the answer is not one number",
     "right_number_unformatted": "wrong format, and the last number is the gold answer",
+    "prompt_too_long": "the prompt does not fit into the model's window: nothing was generated",
     "truncated": "wrong format, cut at the token limit",
     "no_number": "wrong format, no number anywhere",
     "unclosed_think": "wrong format: </think> is missing",
@@ -394,8 +395,9 @@ def failure_category(
 ) -> str:
     """The one name of FAILURE_CATEGORIES that fits; the first in the order of that table.
 
-    generation: the sampled text; finish_reason: "eos", "stop_string" or "length"; parts: what
-    the reward function returned; lenient: whether the last number is the gold answer.
+    generation: the sampled text; finish_reason: "eos", "stop_string", "length" or
+    "prompt_too_long"; parts: what the reward function returned; lenient: whether the last
+    number is the gold answer.
 
     Example:
         >>> nothing = {"format_reward": 0.0, "answer_reward": 0.0, "reward": 0.0}
@@ -408,8 +410,8 @@ def failure_category(
         return "wrong_number" if parse_number(extract_answer(generation) or "") else "unparsable"
     if lenient:
         return "right_number_unformatted"
-    if finish_reason == "length":
-        return "truncated"
+    if finish_reason in ("prompt_too_long", "length"):
+        return "truncated" if finish_reason == "length" else finish_reason
     if last_number(generation) is None:
         return "no_number"
     return _format_defect(generation)
@@ -427,3 +429,30 @@ def _format_defect(generation: str) -> str:
     if generation.rpartition("</answer>")[2].strip():
         return "text_after_answer"
     return "misplaced_tags"
+
+
+QA_FAILURE_CATEGORIES = {
+    "correct": "holds a gold answer, and F1 is 0.5 or more",
+    "right_but_long": "holds a gold answer among many other words",
+    "prompt_too_long": "the prompt does not fit into the model's window: nothing was generated",
+    "truncated": "no gold answer, cut at the token limit",
+    "empty_answer": "no words",
+    "partial": "shares words with a gold answer",
+    "wrong_answer": "shares no word with any gold answer",
+}
+
+
+def qa_failure_category(generation: str, finish_reason: str, parts: dict[str, float]) -> str:
+    """The one name of QA_FAILURE_CATEGORIES that fits; parts holds sub_em and f1.
+
+    Example:
+        >>> qa_failure_category("Arlo or Luben", "eos", {"sub_em": 1.0, "f1": 0.4})
+        'right_but_long'
+    """
+    if parts["sub_em"] == 1:
+        return "correct" if parts["f1"] >= 0.5 else "right_but_long"
+    if finish_reason in ("prompt_too_long", "length"):
+        return "truncated" if finish_reason == "length" else finish_reason
+    if not normalize_answer(graded_text(generation)):
+        return "empty_answer"
+    return "partial" if parts["f1"] > 0 else "wrong_answer"

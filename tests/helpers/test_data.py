@@ -156,6 +156,11 @@ def test_limit_counts_good_records_and_keep_carries_fields(tmp_path):
         load_records(mixed, keep=("seen",))
 
 
+def test_ids_are_unique(tmp_path):
+    path = write(tmp_path / "a.jsonl", {**GOOD, "id": 7}, {**GOOD, "id": "7"}, {**GOOD, "id": True})
+    assert load_records(path)[0]["id"][:] == ["7", f"7@{path}:2", "a-3"]
+
+
 def test_format_is_kept_after_the_first_record(tmp_path):
     data, report = load_records(write(tmp_path / "a.jsonl", GOOD, QA, GOOD))
     assert len(data) == 2 and report.bad_by_kind == {"missing_columns": 1}

@@ -15,6 +15,7 @@ from helpers.rewards import (
     is_equivalent,
     last_number,
     parse_number,
+    qa_failure_category,
     qa_reward,
     r1_zero_reward,
     sub_em,
@@ -239,6 +240,7 @@ def test_qa_reward_grades_the_answer_tag_alone():
     ("9 </think> <answer></answer>", "eos", "unparsable"),
     ("9 + 9 = 18", "length", "right_number_unformatted"),
     ("9 </think> <answer>18</answer> Done.", "eos", "right_number_unformatted"),
+    ("", "prompt_too_long", "prompt_too_long"),
     ("9 + 9 = 17", "length", "truncated"),
     ("nothing", "eos", "no_number"),
     ("9 + 9 = 17", "eos", "unclosed_think"),
@@ -257,6 +259,21 @@ def test_each_failure_has_one_name(generation, finish_reason, category):
 def test_every_category_is_reached_by_the_table_above():
     table = test_each_failure_has_one_name.pytestmark[0].args[1]
     assert {category for _, _, category in table} == set(FAILURE_CATEGORIES)
+
+
+@pytest.mark.parametrize("generation, finish_reason, category", [
+    ("Nelgarton", "eos", "correct"),
+    ("Arlo or Luben or maybe Nelgarton", "length", "right_but_long"),
+    ("", "prompt_too_long", "prompt_too_long"),
+    ("She studied at", "length", "truncated"),
+    (" ...", "eos", "empty_answer"),
+    ("the school of Arlo", "eos", "partial"),
+    ("Arlo", "eos", "wrong_answer"),
+])
+def test_each_qa_failure_has_one_name(generation, finish_reason, category):
+    golds = ["Nelgarton", "school of Nelgarton"]
+    parts = {"sub_em": sub_em(generation, golds), "f1": token_f1(generation, golds)}
+    assert qa_failure_category(generation, finish_reason, parts) == category
 
 
 # ---------------------------------------------------------------- hostile text

@@ -1,0 +1,384 @@
+"""Evaluate a model: generate, grade, summarise, with intervals, and write both artefacts.
+
+`evaluate` does all of it. Its parts stand alone, so that any of them can be replaced:
+
+    prompts     = build_prompts(dataset, prompt)
+    completions = complete(model, tokenizer, prompts, ...)
+    rows        = grade_completions(dataset, completions, reward_fn, prompts=prompts)
+    summary     = summarise(rows)
+
+Below them: the statistics that belong beside every rate (Wilson and bootstrap intervals, an exact
+paired test, pass@k).
+"""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import comb
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import binomtest, bootstrap
+
+from helpers.data import LoadReport
+from helpers.prompts import render, render_passages
+from helpers.rewards import (
+    extract_answer,
+    failure_category,
+    graded_text,
+    is_equivalent,
+    last_number,
+    qa_failure_category,
+    sub_em,
+    token_f1,
+)
+from helpers.rollout import Completion, SamplingSettings, generate
+
+# Greedy; the tag that ends the answer ends the completion, and stays in its text.
+EVALUATION_SAMPLING = SamplingSettings(
+    temperature=0.0, max_new_tokens=512, stop_strings=("</answer>",)
+)
+REWARD_PARTS = ("format_reward", "answer_reward", "reward")
+
+Interval = tuple[float, float]
+Reward = Callable[[str, Any], dict[str, float]]
+
+
+@dataclass
+class Summary:
+    """What an evaluation found; the fields of summary.json.
+
+    num_examples: problems; num_samples: completions (n a problem). format_rate, accuracy,
+    avg_reward: means of format_reward, answer_reward and reward over the samples.
+    lenient_accuracy: the last number is the gold (maths). sub_em, f1: open-book QA. None where
+    the data are of the other kind.
+    intervals: 95 %, by the name of the rate: Wilson for one 0/1 result a problem, else a
+    bootstrap over problems; None where one problem is all there is.
+    """
+
+    num_examples: int
+    format_rate: float
+    accuracy: float
+    avg_reward: float
+    results_path: str = ""
+    num_samples: int = 0
+    lenient_accuracy: float | None = None
+    sub_em: float | None = None
+    f1: float | None = None
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
+    failure_categories: dict[str, int] = field(default_factory=dict)
+    mean_token_count: float = 0.0
+    seconds: float | None = None
+    load_report: dict[str, Any] | None = None
+
+
+def evaluate(
+    model,
+    tokenizer,
+    dataset,
+    *,
+    prompt: str | Callable[[dict], str],
+    reward_fn: Reward,
+    out_dir: str | Path,
+    sampling: SamplingSettings = EVALUATION_SAMPLING,
+    n: int = 1,
+    batch_size: int = 128,
+    load_report: LoadReport | None = None,
+    progress: bool = False,
+) -> Summary:
+    """Run the model over the data set; write results.jsonl and summary.json into out_dir.
+
+    dataset: canonical maths (question, gold_answer) or QA (question, passages, answers) records
+    of `helpers.data.load_records`. prompt: a template with {question} (and {passages}), or a
+    function from record to prompt. reward_fn: (response, gold) -> format_reward, answer_reward,
+    reward; gold is a text for maths and a list of texts for QA. n: samples a problem.
+    A prompt that does not fit into the model's window is not dropped: it is graded as a failure
+    of the category prompt_too_long.
+
+    Raises ValueError for an empty data set, records without a gold answer, or a reward function
+    that does not return its three numbers.
+
+    Example:
+        >>> summary = evaluate(model, tokenizer, data, prompt=load_template("r1_zero"),
+        ...                    reward_fn=r1_zero_reward, out_dir="runs/eval")  # doctest: +SKIP
+        >>> summary.format_rate, summary.intervals["format_rate"]              # doctest: +SKIP
+        (0.025, (0.0178, 0.0349))
+    """
+    start = time.monotonic()
+    prompts = build_prompts(dataset, prompt)
+    completions = complete(model, tokenizer, prompts, sampling=sampling, n=n,
+                           batch_size=batch_size, progress=progress)
+    rows = grade_completions(dataset, completions, reward_fn, prompts=prompts)
+    results_path = Path(out_dir) / "results.jsonl"
+    summary = replace(
+        summarise(rows),
+        results_path=str(results_path),
+        seconds=round(time.monotonic() - start, 2),
+        load_report=load_report.as_dict() if load_report else None,
+    )
+    write_jsonl(results_path, rows)
+    write_json(results_path.with_name("summary.json"), asdict(summary))
+    return summary
+
+
+# ---------------------------------------------------------------- the four steps
+
+
+def build_prompts(records: Iterable[dict], prompt: str | Callable[[dict], str]) -> list[str]:
+    """One prompt a record, from a template or by a function.
+
+    >>> build_prompts([{"question": "2 + 2?"}], "Question: {question}")
+    ['Question: 2 + 2?']
+    """
+    return [prompt(record) if callable(prompt) else _fill(prompt, record) for record in records]
+
+
+def _fill(template: str, record: dict) -> str:
+    fields = {"question": record["question"]}
+    if "passages" in record:
+        fields["passages"] = render_passages(record["passages"])
+    return render(template, **fields)
+
+
+def complete(
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    *,
+    sampling: SamplingSettings = EVALUATION_SAMPLING,
+    n: int = 1,
+    batch_size: int = 128,
+    progress: bool = False,
+) -> list[Completion]:
+    """`helpers.rollout.generate`, but a prompt that is too long gives n empty completions.
+
+    Their finish_reason is "prompt_too_long". One long problem must not end a run of thousands.
+    """
+    ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"] if prompts else []
+    window = getattr(model.config, "max_position_embeddings", None) or float("inf")
+    fitting = [row for row in ids if len(row) < window]
+    generated = iter(generate(model, tokenizer, fitting, n=n, sampling=sampling,
+                              batch_size=batch_size, progress=progress) if fitting else [])
+    return [
+        next(generated) if len(row) < window
+        else Completion(prompt_token_ids=list(row), finish_reason="prompt_too_long")
+        for row in ids for _ in range(n)
+    ]
+
+
+def grade_completions(
+    records: Iterable[dict],
+    completions: Sequence[Completion],
+    reward_fn: Reward,
+    *,
+    prompts: Sequence[str],
+) -> list[dict[str, Any]]:
+    """One row a completion: the lines of results.jsonl.
+
+    completions: prompt by prompt, the same number for each record.
+
+    A row holds id, sample (0 .. n - 1), prompt, generation, response_for_grader (the graded
+    part; None where the generation states no answer), gold_answer, metrics (the three reward
+    parts; for QA also sub_em and f1), lenient, failure_category, token_count, finish_reason,
+    and fields (what else the record carries).
+    """
+    records = list(records)
+    if not records or len(completions) % len(records) or len(prompts) != len(records):
+        raise ValueError(f"{len(records)} records, {len(prompts)} prompts and {len(completions)} "
+                         "completions do not fit together: one prompt and n completions a record.")
+    n = len(completions) // len(records)
+    return [
+        {"id": records[i // n]["id"], "sample": i % n, "prompt": prompts[i // n],
+         **_grade_one(records[i // n], completion, reward_fn)}
+        for i, completion in enumerate(completions)
+    ]
+
+
+def _grade_one(record: dict, completion: Completion, reward_fn: Reward) -> dict[str, Any]:
+    is_qa, text = "answers" in record, completion.text
+    gold = _gold(record)
+    parts = _checked_parts(reward_fn, text, gold)
+    if is_qa:
+        graded = graded_text(text)
+        parts |= {"sub_em": sub_em(graded, gold), "f1": token_f1(graded, gold)}
+        lenient = parts["sub_em"] == 1
+        category = qa_failure_category(text, completion.finish_reason, parts)
+    else:
+        graded = extract_answer(text)
+        lenient = is_equivalent(last_number(text) or "", gold)
+        category = failure_category(text, completion.finish_reason, parts, lenient)
+    known = ("id", "question", "passages", "answer", "answers", "gold_answer")
+    return {
+        "generation": text, "response_for_grader": graded, "gold_answer": gold, "metrics": parts,
+        "lenient": lenient, "failure_category": category,
+        "token_count": len(completion.token_ids), "finish_reason": completion.finish_reason,
+        "fields": {name: value for name, value in record.items() if name not in known},
+    }
+
+
+def _gold(record: dict) -> str | list[str]:
+    for name in ("answers", "gold_answer"):
+        if name in record:
+            return record[name]
+    raise ValueError(f"Record {record.get('id')} has no gold answer: evaluation needs the column "
+                     f"gold_answer or answers, and there are {', '.join(record)}.")
+
+
+def _checked_parts(reward_fn: Reward, response: str, gold: str | list[str]) -> dict[str, float]:
+    """The three parts as floats; a reward function of one's own is checked at each call."""
+    parts = reward_fn(response, gold)
+    try:
+        checked = {name: float(parts[name]) for name in REWARD_PARTS}
+    except (KeyError, TypeError, ValueError, IndexError):
+        checked = {}
+    if not checked or not np.isfinite(list(checked.values())).all():
+        name = getattr(reward_fn, "__name__", repr(reward_fn))
+        raise ValueError(f"The reward function {name} must return a dict with the numbers "
+                         f"{', '.join(REWARD_PARTS)}, but it returned {str(parts)[:200]}.")
+    return checked
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> Summary:
+    """The rates of graded rows, each with its 95 % interval, and the counts of failures.
+
+    Rows may be a selection, such as the problems of one kind.
+
+    Raises ValueError where there is no row.
+    """
+    if not rows:
+        raise ValueError("There is nothing to summarise: no rows were given.")
+    is_qa = "sub_em" in rows[0]["metrics"]
+    columns = {"format_rate": "format_reward", "accuracy": "answer_reward", "avg_reward": "reward"}
+    columns |= {"sub_em": "sub_em", "f1": "f1"} if is_qa else {}
+    values = {rate: [row["metrics"][column] for row in rows] for rate, column in columns.items()}
+    if not is_qa:
+        values["lenient_accuracy"] = [float(row["lenient"]) for row in rows]
+    ids = [row["id"] for row in rows]
+    return Summary(
+        num_examples=len(set(ids)),
+        num_samples=len(rows),
+        intervals={rate: mean_interval(column, ids) for rate, column in values.items()},
+        failure_categories=dict(Counter(row["failure_category"] for row in rows).most_common()),
+        mean_token_count=float(np.mean([row["token_count"] for row in rows])),
+        **{rate: float(np.mean(column)) for rate, column in values.items()},
+    )
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Interval:
+    """The score interval of a rate (Wilson 1927): it stays inside 0 .. 1 and holds near both.
+
+    >>> [round(bound, 3) for bound in wilson_interval(0, 20)]
+    [0.0, 0.161]
+    """
+    found = binomtest(successes, total).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap of the mean, for rewards and F1 that are not 0/1.
+
+    For two methods on the same problems give the differences: that is the paired interval.
+
+    Raises ValueError for fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"A bootstrap interval needs two values or more, not {len(values)}.")
+    found = bootstrap((np.asarray(values, dtype=float),), np.mean, n_resamples=resamples,
+                      confidence_level=confidence, method="percentile", batch=100,
+                      rng=np.random.default_rng(seed)).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def mean_interval(values: Sequence[float], ids: Sequence[Any]) -> Interval | None:
+    """95 % interval of a mean over samples, of which those with the same id are one problem.
+
+    Eight samples of a problem are not eight problems: the bootstrap draws problems. One 0/1
+    result a problem gives Wilson's interval; a single problem otherwise gives None.
+    """
+    if len(set(ids)) == len(values) and set(values) <= {0.0, 1.0}:
+        return wilson_interval(int(sum(values)), len(values))
+    groups: dict[Any, list[float]] = {}
+    for key, value in zip(ids, values, strict=True):
+        groups.setdefault(key, []).append(value)
+    return bootstrap_interval([np.mean(group) for group in groups.values()]) if len(
+        groups) > 1 else None
+
+
+class PairedTest(NamedTuple):
+    """Problems that only the first, only the second method solves; the exact p-value."""
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def paired_test(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
+    """McNemar's exact test of two methods on the same problems, in the same order.
+
+    Only the problems on which the two differ tell them apart: under "no difference" each falls
+    to either side with probability 1/2 (two-sided binomial test).
+
+    >>> paired_test([True] * 6 + [False], [False] * 6 + [False])
+    PairedTest(only_first=6, only_second=0, p_value=0.03125)
+    """
+    pairs = list(zip(first, second, strict=True))
+    only_first = sum(bool(a) and not b for a, b in pairs)
+    only_second = sum(bool(b) and not a for a, b in pairs)
+    differing = only_first + only_second
+    p_value = float(binomtest(only_first, differing).pvalue) if differing else 1.0
+    return PairedTest(only_first, only_second, p_value)
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Probability that one of k samples is right (Chen et al. 2021, 2107.03374, Eq. 1).
+
+    The unbiased estimate from n samples, c of them right: 1 - C(n - c, k) / C(n, k).
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    if not 0 <= num_correct <= num_samples or not 1 <= k <= num_samples:
+        raise ValueError(f"pass@k needs 0 <= correct <= samples and 1 <= k <= samples, but there "
+                         f"are {num_samples} samples, {num_correct} correct, k = {k}.")
+    return 1.0 - comb(num_samples - num_correct, k) / comb(num_samples, k)
+
+
+def mean_pass_at_k(rows: Sequence[dict], k: int, *, lenient: bool = False) -> float:
+    """pass@k over all problems of graded rows; a sample is right by its answer_reward, or,
+    with lenient, where its last number is the gold."""
+    groups: dict[Any, list[bool]] = {}
+    for row in rows:
+        right = row["lenient"] if lenient else row["metrics"]["answer_reward"] >= 1
+        groups.setdefault(row["id"], []).append(right)
+    return float(np.mean([pass_at_k(len(group), sum(group), k) for group in groups.values()]))
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    """One JSON object a line, atomically (see `write_json`)."""
+    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Written beside and renamed: a killed run leaves the old file or the new one, never half."""
+    _write(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def _write(path: str | Path, text: str) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape.
+    beside.write_bytes(text.encode("utf-8", "backslashreplace"))
+    os.replace(beside, path)
