@@ -8,7 +8,6 @@ replaced as nbgrader does, cells tagged `solution-only` are left out, and the an
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import tempfile
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import nbformat
 
 from workbook.check import property_names
 from workbook.hints import CourseFileError, lesson_help
-from workbook.progress import course_root
+from workbook.progress import course_root, write_text
 
 STUB = ("# YOUR CODE HERE", "raise NotImplementedError()")
 NBGRADER_KEYS = {"grade", "grade_id", "locked", "schema_version", "solution", "task"}
@@ -165,14 +164,6 @@ def to_text(notebook) -> str:
     """A notebook as JSON text with sorted keys: the same notebook gives the same bytes."""
     split = nbformat.v4.rwbase.split_lines(nbformat.from_dict(dict(notebook)))
     return json.dumps(split, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def helpers_hash() -> str:

@@ -66,19 +66,23 @@ def load(lesson: str, folder: Path | None = None) -> dict:
 
 
 def record(lesson: str, section: str, key: str, value: object) -> None:
-    """Store one entry, written beside and renamed, so that a crash leaves the old file whole."""
+    """Store one entry; a crash leaves the old file whole."""
     evidence = load(lesson)
     evidence[section][key] = value
-    path = progress_folder() / f"{lesson}.json"
-    write_json(path, evidence)
+    write_json(progress_folder() / f"{lesson}.json", evidence)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: beside its place, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
 
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON atomically, with a final newline."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def record_check(lesson: str, exercise: str, outcome: str, code: str, version: str) -> None:

@@ -1,0 +1,123 @@
+"""Hints, references, questions, predictions and the progress that is derived from evidence."""
+
+import json
+
+import pytest
+
+from tests.workbook.toy_course import make_course
+from workbook.answers import answer, observed, predict
+from workbook.check import check
+from workbook.hints import CourseFileError, hint, lesson_help, use_reference
+from workbook.progress import lesson_state, load, progress, record, set_lesson, show
+
+
+@pytest.fixture(autouse=True)
+def course(tmp_path, monkeypatch):
+    root = make_course(tmp_path)
+    monkeypatch.setenv("WORKBOOK_ROOT", str(root))
+    monkeypatch.setenv("WORKBOOK_PROGRESS", str(root / "work" / ".progress"))
+    set_lesson("90")
+    return root
+
+
+def right(text):
+    words = [word for word in text.split() if word.isdigit()]
+    return words[-1] if words else None
+
+
+def test_progress_is_derived_from_evidence_and_follows_the_check(course):
+    assert dict(lesson_state("90"))["last_number"] == "-"
+    check(lambda text: None, "last_number")
+    assert dict(lesson_state("90"))["last_number"] == "not yet"
+    check(right, "last_number")
+    assert dict(lesson_state("90"))["last_number"] == "done"
+    entry = load("90")["exercises"]["last_number"]
+    assert set(entry) == {"outcome", "code", "check", "time"} and len(entry["code"]) == 16
+    checks = course / "tests" / "lessons" / "test_90_toy.py"
+    checks.write_text(checks.read_text() + "\n# a new check\n")
+    assert dict(lesson_state("90"))["last_number"] == "check again"
+
+
+def test_a_later_failure_takes_the_pass_back():
+    check(right, "last_number")
+    check(lambda text: "1", "last_number")
+    assert dict(lesson_state("90"))["last_number"] == "not yet"
+
+
+def test_the_reference_counts_as_the_reference(capsys):
+    function = use_reference("last_number")
+    assert function("6 + 12 = 18") == "18" and "course's own" in capsys.readouterr().out
+    assert dict(lesson_state("90"))["last_number"] == "reference"
+    check(right, "last_number")
+    assert dict(lesson_state("90"))["last_number"] == "done"
+
+
+def test_the_hint_ladder_follows_the_last_check_and_is_recorded():
+    check(right, "last_number")
+    assert ("hint", "Look at the end.") in hint(1).rows
+    assert "re.findall" in dict(hint(3).rows)["hint"]
+    hint(2)
+    assert load("90")["hints"] == {"last_number": 3}
+    assert "three hints" in hint(4).headline
+    assert "Texts differ." in repr(hint(1, "is_equivalent"))
+
+
+def test_answers_show_the_question_then_say_right_or_why_not():
+    blank = answer("90-1", "?")
+    assert blank.headline == "Which number is the answer?" and ("b", "the last") in blank.rows
+    assert load("90")["answers"] == {}
+    wrong = answer("90-1", "a")
+    assert wrong.kind == "failed" and ("but", "The first is a step.") in wrong.rows
+    assert "The steps come first." not in repr(wrong)
+    assert answer("90-1", "b").kind == "passed"
+    assert load("90")["answers"]["90-1"] == {"choice": "b", "right": True}
+    assert "none of the choices a, b" in answer("90-1", "z").headline
+    with pytest.raises(CourseFileError, match='no question "90-7"'):
+        answer("90-7", "a")
+
+
+def test_predictions_are_compared_with_what_was_observed():
+    assert "Before you run on" in predict("the score").headline
+    assert "no prediction" in predict("the score", "explodes").headline
+    assert load("90")["predictions"] == {}
+    predict("the score", "falls")
+    assert observed("the score", "falls").kind == "passed"
+    assert observed("the score", "rises").kind == "failed"
+    assert observed("the length", "rises").headline.endswith("You made no prediction.")
+
+
+def test_the_dashboard_and_the_console_say_the_same():
+    check(right, "last_number")
+    answer("90-1", "b")
+    assert progress().headline == "Lesson 90: 1 of 2 exercises done, 1 questions right"
+    text = show()
+    assert "Lesson 90: 1 of 2 exercises done" in text and "✓ done" in text
+
+
+def test_a_torn_progress_file_is_set_aside(course):
+    record("90", "answers", "90-1", {"choice": "b", "right": True})
+    path = course / "work" / ".progress" / "90.json"
+    path.write_text(path.read_text()[:-20])
+    assert load("90")["answers"] == {}
+    assert path.with_suffix(".broken").exists()
+    record("90", "hints", "last_number", 1)
+    assert json.loads(path.read_text())["hints"] == {"last_number": 1}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("hints: [Texts differ., ", "hints: [", "90.yaml: exercises.is_equivalent.hints: .*3"),
+        ("    learnt: Values are compared, not texts.\n", "", "learnt: Field required"),
+        ("helpers.rewards.last_number", "os.system", "last_number.reference: "),
+        ('lesson: "90"', 'lesson: "90', "this is not YAML"),
+    ],
+)
+def test_a_bad_hints_file_is_answered_by_field(course, old, new, says):
+    path = course / "workbook" / "hints" / "90.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(CourseFileError, match=says) as caught:
+        lesson_help("90")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,68 @@
+"""The published figures: well formed, each shown by its lessons, and the table beside them."""
+
+import pytest
+
+from workbook.hints import CourseFileError
+from workbook.progress import course_root
+from workbook.published import (
+    comparison_table,
+    number_text,
+    project_name,
+    published,
+    published_figures,
+)
+
+
+def lesson_source(lesson):
+    found = sorted((course_root() / "solutions").glob(f"{lesson}_*.py"))
+    assert found, f"published.yaml names lesson {lesson}, which has no source"
+    return found[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", published_figures())
+def test_every_entry_is_shown_by_each_lesson_that_it_names(name):
+    entry = published(name)
+    for lesson in entry.lessons:
+        assert f'"{name}"' in lesson_source(lesson), f"lesson {lesson} does not show {name}"
+    assert name.startswith(entry.project.lower() + ".") and project_name(entry.project)
+
+
+def test_the_baseline_is_the_published_one():
+    assert published("s0.num_examples").value == 1319
+    assert round(published("s0.format_rate").value * 1319) == 33
+    assert round(published("s0.accuracy").value * 1319) == 5
+    assert published("s0.accuracy").source == "S0, row 11"
+
+
+def test_an_unknown_id_lists_the_known_ones():
+    with pytest.raises(CourseFileError, match="s0.accuracy"):
+        published("s0.acuracy")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.025018, "share", "2.5 %"),
+        (0.0037907, "share", "0.38 %"),
+        (0.0, "share", "0.0 %"),
+        ((0.60, 0.65), "share", "60.0 % to 65.0 %"),
+        (1319, "count", "1,319"),
+        (0.4454, "score", "0.445"),
+        (None, "share", "–"),
+    ],
+)
+def test_numbers_are_written_by_their_unit(value, unit, text):
+    assert number_text(value, unit) == text
+
+
+def test_the_table_puts_own_numbers_beside_the_published(tmp_path, monkeypatch):
+    recorded = tmp_path / "solutions" / "recorded" / "01.json"
+    recorded.parent.mkdir(parents=True)
+    recorded.write_text('{"strict_format_rate": 0.04}', encoding="utf-8")
+    monkeypatch.setenv("WORKBOOK_ROOT", str(tmp_path))
+    shown = comparison_table("01", {"strict_format_rate": 0.05}, ["s0.format_rate", "s0.accuracy"])
+    assert shown.rows[0][1:] == ("S0, row 11", "2.5 %", "4.0 %", "5.0 %")
+    assert shown.rows[1][3:] == ("–", "–")
+    assert "S0: SFT, GRPO and DPO" in repr(shown)
+    assert shown._repr_html_().count("<tr>") == 3
+    assert len(comparison_table("01", {}).rows) == len(published_figures("01"))
