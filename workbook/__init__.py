@@ -8,5 +8,8 @@ This file and `setup.py`, `__main__.py` run before any package is installed: sta
 VERBS = {
     "lab": "Open the lessons in JupyterLab.",
     "doctor": "Check this machine and say what to do where something is missing.",
+    "run": "Run solutions and compare what they find with the published figures.",
+    "progress": "Show what is done of each lesson.",
+    "build": "Build the lessons from their sources.",
     "test": "Run the tests (--all: the browser and every solution too).",
 }

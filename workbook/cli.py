@@ -6,11 +6,15 @@ The modules are imported inside the functions: `lab` need not wait for torch.
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from workbook import VERBS
+
+Profile = Annotated[str | None, typer.Option(help="tiny (default), small or full.")]
+Depth = Annotated[str | None, typer.Option(help="short (default), full or smoke.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -39,6 +43,49 @@ def doctor() -> int:
     from workbook.doctor import run_doctor
 
     return run_doctor()
+
+
+@verb("run")
+def run(
+    lessons: Annotated[list[str], typer.Argument(help="Numbers such as 01, or all; key=value.")],
+    profile: Profile = None,
+    depth: Depth = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Merge the findings into this file.")
+    ] = None,
+) -> None:
+    from workbook.run import run_lessons
+
+    names = [text for text in lessons if "=" not in text]
+    overrides = [text for text in lessons if "=" in text]
+    if not names:
+        raise ValueError(f"Name a lesson, or all: `workbook run all {' '.join(overrides)}`.")
+    run_lessons(names, profile, depth, json_file, overrides)
+
+
+@verb("progress")
+def progress() -> None:
+    from workbook.progress import show
+
+    print(show())
+
+
+@verb("build")
+def build(
+    lessons: Annotated[list[str] | None, typer.Argument(help="Numbers; default: all.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; name what differs.")
+    ] = False,
+    execute: Annotated[bool, typer.Option("--execute", help="Execute the solutions too.")] = False,
+    profile: Profile = None,
+    depth: Depth = None,
+) -> int:
+    from workbook.build import build as build_lessons
+
+    problems = build_lessons(check, execute, lessons or ["all"], profile=profile, depth=depth)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return int(bool(problems))
 
 
 @verb("test")
