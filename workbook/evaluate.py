@@ -14,7 +14,7 @@ from helpers.prompts import load_template
 from helpers.rewards import qa_reward, r1_zero_reward
 from helpers.rollout import SamplingSettings
 from workbook.profiles import Profile, load_profile
-from workbook.progress import course_root
+from workbook.progress import run_root
 
 RATES = {  # in the order of the table; those that the data do not have are left out
     "format_rate": "format",
@@ -41,7 +41,7 @@ def evaluate_file(
     profile: str = "tiny",
     progress: bool = True,
 ) -> Summary:
-    """Evaluate a model on a file, print the table, write results.jsonl, summary.json, settings.json.
+    """Evaluate a model on a file; print a table; write results, summary and settings.
 
     data: GSM8K-like (`question`, `answer` with "#### n") or QA (`question`, `passages`,
         `answers`) records: JSON, JSONL, gzip, parquet, or a hub name.
@@ -86,7 +86,7 @@ def _load(name: str, adapter: str | Path | None, profile: Profile):
 
 def _default_folder(model: str, data: str | Path) -> Path:
     stem = Path(data).name.split(".")[0].replace(":", "-")
-    return course_root() / "runs" / "eval" / f"{Path(model).name}-{stem}"
+    return run_root() / "eval" / f"{Path(model).name}-{stem}"
 
 
 def print_summary(summary: Summary, report: LoadReport, *, title: str) -> None:
