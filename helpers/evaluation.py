@@ -209,7 +209,7 @@ def _grade_one(record: dict, completion: Completion, reward_fn: Reward) -> dict[
         category = qa_failure_category(text, completion.finish_reason, parts)
     else:
         graded = extract_answer(text)
-        lenient = is_equivalent(last_number(text) or "", gold)
+        lenient = is_equivalent(last_number(text), gold)
         category = failure_category(text, completion.finish_reason, parts, lenient)
     known = ("id", "question", "passages", "answer", "answers", "gold_answer")
     return {

@@ -152,7 +152,7 @@ def last_number(text: str) -> str | None:
 # ---------------------------------------------------------------- comparing answers
 
 
-def is_equivalent(prediction: str, truth: str) -> bool:
+def is_equivalent(prediction: str | None, truth: str) -> bool:
     r"""Whether both texts are the same single number, whatever its form.
 
     Read as a number: ``1,000``, ``$18.00``, ``18.``, ``18 eggs``, ``3/4``, ``1 1/2``, ``-5``,
@@ -161,13 +161,15 @@ def is_equivalent(prediction: str, truth: str) -> bool:
     equals it only where the truth has the percent sign.
 
     Refused (False): more than one number, comparisons, sentences, powers, products, scale
-    words ("2 dozen"), anything over 200 characters. A truth that is not a number is matched
-    by the same text only, case and white space aside.
+    words ("2 dozen"), anything over 200 characters, and None (nothing was extracted). A truth
+    that is not a number is matched by the same text only, case and white space aside.
 
     Example:
         >>> is_equivalent("$1,000.00", "1000"), is_equivalent("19, 18", "18")
         (True, False)
     """
+    if prediction is None:
+        return False
     wanted, given = parse_number(truth), parse_number(prediction)
     if wanted is None:
         truth, prediction = truth.strip(), prediction.strip()
@@ -186,7 +188,8 @@ def parse_number(text: str) -> Number | None:
     text = text.strip()
     if not text or len(text) > MAX_ANSWER_CHARS:
         return None
-    text = _strip_markup(_plain(text))
+    # Single spaces: a long run of them could be split between the optional parts in many ways.
+    text = " ".join(_strip_markup(_plain(text)).split())
     found = _NUMBER.match(text)
     if found is None or (found["sign"] and found["inner_sign"]):
         return None

@@ -65,6 +65,11 @@ def test_different_or_refused_forms(prediction, truth):
     assert not is_equivalent(prediction, truth)
 
 
+def test_nothing_extracted_equals_nothing():
+    assert not is_equivalent(extract_answer("no idea"), "18")
+    assert not is_equivalent(None, "None")
+
+
 numbers = st.fractions(max_denominator=999).map(lambda f: f.limit_denominator(999)).filter(
     lambda f: abs(f) < 10**12)
 
@@ -251,7 +256,7 @@ def test_qa_reward_grades_the_answer_tag_alone():
     ("9 </think> so <answer>17</answer>", "eos", "misplaced_tags"),
 ])
 def test_each_failure_has_one_name(generation, finish_reason, category):
-    lenient = is_equivalent(last_number(generation) or "", "18")
+    lenient = is_equivalent(last_number(generation), "18")
     parts = r1_zero_reward(generation, "18")
     assert failure_category(generation, finish_reason, parts, lenient) == category
 
@@ -289,6 +294,8 @@ def hostile_texts(count: int = 2_000) -> list[str]:
         "\\boxed{" + "{" * big, "answer is " * 10_000, "a " * (big // 2), " " * big,
         "</think> <answer>" + "9" * big + "</answer>", "\uff11" * big, "\ud800" * 1000,
         "\x00" * 1000, "1" * 199 + "!", "1,111" * 40, "a-" * 100, "18" + " " * 198,
+        "-" + " " * 198 + "x", "-$" + " " * 197 + "1x", "x" + " " * 198 + "=", " 1" * 99 + "/",
+        "1 " + "a." * 99, "\\frac{1}{" * 20, "answer is" + " " * big, "-$" * (big // 2),
     ]
     return [seeds[i % len(seeds)] + "x" * (i // len(seeds) % 7) for i in range(count)]
 
