@@ -7,10 +7,12 @@
       "01-1":
         question: Why is strict accuracy below the format rate?
         choices:
-          a: {text: The grader is noisy., why: It is deterministic.}   # `why`: said on this choice
+          a: {text: The grader is noisy., why: It is deterministic.}
           b: {text: A sample without the format cannot score.}
         right: b
-        explanation: The reward is the product of both parts.          # said on the right choice
+        explanation: The reward is the product of both parts.
+
+`why` is said on the choice it stands at, `explanation` on the right one.
 """
 
 from typing import Annotated
@@ -89,7 +91,7 @@ def answer(name: str, choice: str = BLANK) -> Panel:
     record(name.partition("-")[0], "answers", name, {"choice": choice, "right": right})
     taken = (choice, question.choices[choice].text)
     if right:
-        return Panel("passed", question.question, [taken, ("because", question.explanation)])
+        return Panel("right", question.question, [taken, ("because", question.explanation)])
     why = question.choices[choice].why or "Read the part above once more and look for what decides."
     return Panel("failed", question.question, [taken, ("but", why)])
 
@@ -119,5 +121,5 @@ def observed(what: str, outcome: str) -> Panel:
     if guess is None:
         return note(f"It came out so: {what} {outcome}. You made no prediction.")
     if guess == outcome:
-        return Panel("passed", f"You predicted that {what} {guess}, and so it came.")
+        return Panel("right", f"You predicted that {what} {guess}, and so it came.")
     return Panel("failed", f"You predicted that {what} {guess}; it came out as: {outcome}.")

@@ -30,7 +30,7 @@ from workbook.hints import (
     reference_function,
     remember_exercise,
 )
-from workbook.panel import Panel
+from workbook.panel import Panel, count
 from workbook.progress import course_root, digest, record_check
 
 TIME_LIMIT = 5.0  # seconds, for all properties of one exercise
@@ -54,7 +54,7 @@ def check(function, name: str | None = None, *, seed: int | None = None) -> Pane
         seed = random.SystemRandom().randrange(10**6) if seed is None else seed
         results, how = run_properties(lesson, name, function, seed)
         outcome = next((r["outcome"] for r in results if r["outcome"] != "passed"), "passed")
-        panel = _panel(name, results, exercise.learnt, seed, how)
+        panel = _panel(name, results, exercise.learnt, seed, how, len(properties(lesson, name)))
         if outcome == "passed" and is_reference(function, name):
             outcome, panel.headline = "reference", "this is the course's own function, not yours."
     record_check(lesson, name, outcome, code_hash(function), check_version(lesson))
@@ -178,7 +178,7 @@ def run_property(test: Callable, function, seed: int) -> dict:
     except BaseException as error:  # SystemExit and KeyboardInterrupt are learner code, too
         found = _describe_error(error, function)
     printed = getattr(sys.stdout, "text", "")
-    return {"property": _title(test), "printed": printed[:200]} | found
+    return {"property": _title(test), "printed": printed[:200].strip()} | found
 
 
 def _title(test: Callable) -> str:
@@ -272,19 +272,21 @@ def _not_attempted(name: str) -> Panel:
     return Panel("not attempted", f"{name} is still the stub.", rows)
 
 
-def _panel(name: str, results: list[dict], learnt: str, seed: int, how: str) -> Panel:
+def _panel(
+    name: str, results: list[dict], learnt: str, seed: int, how: str, total: int
+) -> Panel:
     """The panel of the first property that does not hold, or of a pass."""
     remark = [("note", how)] if how else []
     bad = next((result for result in results if result["outcome"] != "passed"), None)
     if bad is None:
-        holds = f"all {len(results)} properties of {name} hold."
-        return Panel("passed", holds, [("learnt", learnt), *remark])
+        headline = f"{name} has its {count(len(results), 'property')}."
+        return Panel("passed", headline, [("learnt", learnt), *remark])
     held = sum(result["outcome"] == "passed" for result in results)
     if bad["outcome"] == "raised":
         headline = f"{name}: {bad['error']}"
     else:
-        headline = f"{name}: this does not hold yet: {bad['property']}"
+        headline = f"{name} lacks a property: {bad['property']}"
     shown = ("call", "expected", "got", "line", "hint", "printed")
     rows = [(key, bad.get(key, "")) for key in shown]
-    rows += [("holds", f"{held} of {len(results)} properties so far"), ("seed", str(seed))]
+    rows += [("holds", f"{held} of {count(total, 'property')}"), ("seed", str(seed))]
     return Panel(bad["outcome"], headline, [(key, text) for key, text in rows if text] + remark)

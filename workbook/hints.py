@@ -4,14 +4,17 @@
 
     lesson: "01"
     exercises:
-      extract_answer:                        # the name of the function, unique in the course
+      extract_answer:
         title: Answer extraction
         reference: helpers.rewards.extract_answer
         learnt: The last answer counts, and a refusal is None, not an empty string.
-        hints:                              # three: where to look, the idea, nearly the code
+        hints:
           - Look at ...
           - The idea is ...
           - Write ...
+
+The key is the name of the function, unique in the course; the three hints say where to look, the
+idea, and nearly the code.
 """
 
 import functools
@@ -52,8 +55,11 @@ class LessonHelp(BaseModel):
 
 def read_course_file(path, model):
     """Read a YAML file into a pydantic model; the error names file and field in one sentence."""
+    text = path.read_text(encoding="utf-8")
     try:
-        return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        value = yaml.safe_load(text)
+        _no_lost_text(path.name, text, value)
+        return model.model_validate(value)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -62,6 +68,16 @@ def read_course_file(path, model):
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"
         raise CourseFileError(f"{path.name}: {field}: {first['msg']}") from error
+
+
+def _no_lost_text(name: str, text: str, value: object) -> None:
+    """Refuse a comment behind a value: " #" inside an unquoted text cuts it off in silence."""
+    kept = str(value)
+    for number, line in enumerate(text.splitlines(), 1):
+        _, found, tail = line.partition(" #")
+        start = "#" + tail[:4].rstrip("\"'")
+        if found and not line.lstrip().startswith("#") and start not in kept:
+            raise CourseFileError(f'{name}, line {number}: put the text with " #" in quotes.')
 
 
 def lessons_with_help() -> list[str]:

@@ -9,6 +9,7 @@ _STYLES = {
     "failed": ("#b3541e", "#fdf1e7", "Not yet"),
     "raised": ("#a1343c", "#fbecec", "Raised an error"),
     "not attempted": ("#5b6270", "#f1f2f4", "Not attempted"),
+    "right": ("#1a7f5a", "#e9f6f0", "Right"),
     "note": ("#2b6cb0", "#ebf3fb", ""),
 }
 
@@ -32,7 +33,8 @@ class Panel:
         bar, ground, word = _STYLES[self.kind]
         title = f"<b style='color:{bar}'>{word}</b> &nbsp;" if word else ""
         rows = "".join(self._html_row(label, text) for label, text in self.rows)
-        table = f"<table style='margin:.4em 0 0 0;border:0;color:#1c1f24'>{rows}</table>"
+        look = "margin:.4em 0 0 0;border:0;font-size:inherit;color:#1c1f24"
+        table = f"<table style='{look}'>{rows}</table>"
         return (
             f"<div role='status' style='border-left:5px solid {bar};background:{ground};"
             "color:#1c1f24;padding:.6em .9em;max-width:60em'>"
@@ -48,6 +50,12 @@ class Panel:
             f"<tr style='background:transparent'><td style='{style};color:#5b6270'>"
             f"{html.escape(label)}</td><td style='{style}'>{shown}</td></tr>"
         )
+
+
+def count(number: int, thing: str) -> str:
+    """`count(1, "question")` is "1 question"; 2 gives "2 questions"."""
+    many = thing[:-1] + "ies" if thing.endswith("y") else thing + "s"
+    return f"{number} {thing if number == 1 else many}"
 
 
 def note(headline: str, *rows: tuple[str, str]) -> Panel:

@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from workbook.panel import Panel, note
+from workbook.panel import Panel, count, note
 
 SECTIONS = ("exercises", "hints", "references", "answers", "predictions", "observations")
 _current = {"lesson": None}
@@ -124,7 +124,8 @@ def progress(lesson: str | None = None) -> Panel:
     evidence = load(lesson)
     done = sum(state == "done" for _, state in states)
     right = sum(entry["right"] for entry in evidence["answers"].values())
-    headline = f"Lesson {lesson}: {done} of {len(states)} exercises done, {right} questions right"
+    headline = f"Lesson {lesson}: {done} of {count(len(states), 'exercise')} done, "
+    headline += f"{count(right, 'question')} right"
     if done == len(states) > 0:
         headline += ". You have finished its core path."
     return note(headline, *[(name, _in_words(state)) for name, state in states])
@@ -150,6 +151,6 @@ def show(folder: Path | None = None) -> str:
     for lesson in lessons_with_help():
         states = lesson_state(lesson, folder)
         done = sum(state == "done" for _, state in states)
-        lines.append(f"Lesson {lesson}: {done} of {len(states)} exercises done")
+        lines.append(f"Lesson {lesson}: {done} of {count(len(states), 'exercise')} done")
         lines += [f"  {name:<24} {_in_words(state)}" for name, state in states]
     return "\n".join(lines)

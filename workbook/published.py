@@ -91,8 +91,11 @@ class ComparisonTable:
         return "\n".join([*(line.rstrip() for line in lines), self.note]).rstrip()
 
     def _repr_html_(self) -> str:
-        cells = ["".join(f"<th>{name}</th>" for name in self.header)]
-        cells += ["".join(f"<td>{html.escape(text)}</td>" for text in row) for row in self.rows]
+        left, tight = "style='text-align:left'", "style='text-align:left;white-space:nowrap'"
+        cells = ["".join(f"<th {left}>{name}</th>" for name in self.header)]
+        for first, *others in self.rows:
+            row = f"<td {left}>{html.escape(first)}</td>"
+            cells.append(row + "".join(f"<td {tight}>{html.escape(x)}</td>" for x in others))
         body = "".join(f"<tr>{row}</tr>" for row in cells)
         return f"<table>{body}</table><p>{html.escape(self.note)}</p>"
 

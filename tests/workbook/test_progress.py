@@ -69,7 +69,7 @@ def test_answers_show_the_question_then_say_right_or_why_not():
     wrong = answer("90-1", "a")
     assert wrong.kind == "failed" and ("but", "The first is a step.") in wrong.rows
     assert "The steps come first." not in repr(wrong)
-    assert answer("90-1", "b").kind == "passed"
+    assert answer("90-1", "b").kind == "right"
     assert load("90")["answers"]["90-1"] == {"choice": "b", "right": True}
     assert "none of the choices a, b" in answer("90-1", "z").headline
     with pytest.raises(CourseFileError, match='no question "90-7"'):
@@ -81,7 +81,7 @@ def test_predictions_are_compared_with_what_was_observed():
     assert "no prediction" in predict("the score", "explodes").headline
     assert load("90")["predictions"] == {}
     predict("the score", "falls")
-    assert observed("the score", "falls").kind == "passed"
+    assert observed("the score", "falls").kind == "right"
     assert observed("the score", "rises").kind == "failed"
     assert observed("the length", "rises").headline.endswith("You made no prediction.")
 
@@ -89,7 +89,7 @@ def test_predictions_are_compared_with_what_was_observed():
 def test_the_dashboard_and_the_console_say_the_same():
     check(right, "last_number")
     answer("90-1", "b")
-    assert progress().headline == "Lesson 90: 1 of 2 exercises done, 1 questions right"
+    assert progress().headline == "Lesson 90: 1 of 2 exercises done, 1 question right"
     text = show()
     assert "Lesson 90: 1 of 2 exercises done" in text and "✓ done" in text
 
@@ -111,6 +111,7 @@ def test_a_torn_progress_file_is_set_aside(course):
         ("    learnt: Values are compared, not texts.\n", "", "learnt: Field required"),
         ("helpers.rewards.last_number", "os.system", "last_number.reference: "),
         ('lesson: "90"', 'lesson: "90', "this is not YAML"),
+        ("texts.", "texts #1", 'line 11: put the text with " #" in quotes'),
     ],
 )
 def test_a_bad_hints_file_is_answered_by_field(course, old, new, says):
