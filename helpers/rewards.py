@@ -25,8 +25,8 @@ MAX_TEXT_CHARS = 20_000
 _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _PLAIN |= {ord(sign): "-" for sign in "−–‐‑﹣"}
 _PLAIN |= {ord("。"): ".", ord("、"): ",", ord("￥"): "¥", ord("⁄"): "/", ord("’"): "'"}
-_PLAIN |= {ord("½"): " 1/2", ord("¼"): " 1/4", ord("¾"): " 3/4", ord("⅓"): " 1/3",
-           ord("⅔"): " 2/3"}
+_PLAIN |= {ord(sign): f" {value} " for sign, value in
+           {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}.items()}
 
 _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _NUMBER = re.compile(
@@ -200,14 +200,18 @@ def parse_number(text: str) -> Number | None:
 
 
 def _strip_markup(text: str) -> str:
-    r"""Take off what wraps one number: ``$..$``, ``\(..\)``, ``**..**``, ``\boxed{..}``."""
-    text = re.sub(r"\\[()\[\],;!]|\*\*", "", text).replace("{,}", ",").strip()
+    r"""Take off what wraps one number: ``$..$``, ``\(..\)``, ``**..**``, ``\boxed{..}``.
+
+    What is taken out inside leaves a space, so that no two digits grow together ("2**3").
+    """
+    text = text.replace("{,}", ",").replace(",\\!", ",").replace("\\,", ",")
+    text = re.sub(r"\\[()\[\];]", " ", text).strip(" *").removesuffix(".").strip(" *")
     if len(text) > 2 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()
     if text.startswith("\\boxed{") and text.endswith("}"):
         text = text[len("\\boxed{") : -1]
-    text = re.sub(r"\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}", r" \1/\2", text)
-    text = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r" \1", text)
+    text = re.sub(r"\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}", r" \1/\2 ", text)
+    text = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r" \1 ", text)
     text = text.replace("\\$", "$").replace("\\%", "%").replace("°", " degrees ")
     return re.sub(r"^[A-Za-z]\s*=", "", text.strip()).strip()
 
