@@ -10,19 +10,22 @@ Notation: P prompts, n samples a prompt, B rows in a batch, T time steps, V voca
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from tqdm.auto import tqdm
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+from helpers.decoding import (
+    evaluation_mode,
+    next_logits,
+    next_tokens,
+    prefill,
+    shared_key_heads,
+    widest_float,
+)
 
 FinishReason = Literal["eos", "stop_string", "length"]
 
@@ -142,7 +145,7 @@ def generate(
     budgets = [min(sampling.max_new_tokens, _window(model) - len(ids)) for ids in prompt_ids]
     groups: dict[int, list[Completion]] = {}
     bar = tqdm(total=len(order) * n, disable=not progress, desc="sampling", unit="completion")
-    with bar, _evaluation_mode(model), _shared_key_heads(model):
+    with bar, evaluation_mode(model), shared_key_heads(model):
         for start in range(0, len(order), per_batch):
             chosen = order[start : start + per_batch]
             rows = [
@@ -170,10 +173,13 @@ def _decode_batch(model, rows: list[_Row], n: int, sampling: SamplingSettings, r
     """Write the completions of one batch; the rows are grouped by prompt, n in a row."""
     prompt_ids = [row.completion.prompt_token_ids for row in rows[::n]]
     steps = max(row.budget for row in rows)
-    cache, mask, logits = _prefill(model, prompt_ids, n, steps, rules.pad_token_id)
-    uniforms = torch.from_numpy(np.stack([row.uniforms for row in rows])).to(logits.device)
+    cache, mask, logits = prefill(model, prompt_ids, n, steps, rules.pad_token_id)
+    uniforms = torch.from_numpy(np.stack([row.uniforms for row in rows]))  # (B, T)
+    uniforms = uniforms.to(widest_float(logits.device)).to(logits.device)
     for step in range(steps):
-        tokens, log_probs = _next_tokens(logits, uniforms[:, step], sampling)
+        tokens, log_probs = next_tokens(
+            logits, uniforms[:, step], sampling.temperature, sampling.top_p, sampling.top_k
+        )
         for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
             if not row.done:
                 rules.append(row, token, log_prob)
@@ -187,123 +193,11 @@ def _decode_batch(model, rows: list[_Row], n: int, sampling: SamplingSettings, r
             mask, uniforms, tokens = mask[kept], uniforms[kept], tokens[kept]
             rows = [rows[index] for index in unfinished]
         seen = cache.get_seq_length() + 1
-        logits = _next_logits(model, cache, tokens, mask[:, :seen])
+        logits = next_logits(model, cache, tokens, mask[:, :seen])
 
 
 # Dropping rows copies the cache once, so ended rows are dropped an eighth of the batch at a time.
 _DROP_BELOW = 7 / 8
-
-
-def _prefill(model, prompt_ids, n: int, steps: int, pad_token_id: int):
-    """Read each prompt once; give every sample its copy of the cache.
-
-    Returns the cache of B = P * n rows, the mask (B, longest prompt + steps) with zeros on the
-    left padding and ones elsewhere, and the logits (B, V) of the first new token.
-    """
-    width = max(map(len, prompt_ids))
-    padded = [[pad_token_id] * (width - len(ids)) + list(ids) for ids in prompt_ids]
-    input_ids = torch.tensor(padded, device=model.device)  # (P, width)
-    lengths = torch.tensor([len(ids) for ids in prompt_ids], device=model.device)
-    mask = torch.arange(width + steps, device=model.device) >= (width - lengths)[:, None]
-    mask = mask.long()
-    cache = DynamicCache(config=model.config)
-    logits = model(
-        input_ids=input_ids,
-        attention_mask=mask[:, :width],
-        position_ids=(mask[:, :width].cumsum(-1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    cache.batch_repeat_interleave(n)
-    for index, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[index] = _RoomyLayer(layer, steps)
-    return cache, mask.repeat_interleave(n, dim=0), logits.repeat_interleave(n, dim=0)
-
-
-def _next_logits(model, cache, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """One step with the cache: the logits (B, V) after the given tokens (B,)."""
-    return model(
-        input_ids=tokens[:, None],
-        attention_mask=mask,
-        # Counted without the padding, so that a prompt reads the same alone and in a batch.
-        position_ids=mask.sum(dim=-1, keepdim=True) - 1,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-
-
-class _RoomyLayer(DynamicLayer):
-    """A cache layer with room for every step, written in place.
-
-    `DynamicLayer` concatenates, which copies the whole cache at each token.
-    """
-
-    def __init__(self, layer: DynamicLayer, steps: int):
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        self.length = layer.keys.shape[-2]
-        self.keys = self._with_room(layer.keys, steps)
-        self.values = self._with_room(layer.values, steps)
-
-    @staticmethod
-    def _with_room(states: torch.Tensor, steps: int) -> torch.Tensor:
-        batch, heads, length, width = states.shape
-        room = states.new_zeros(batch, heads, length + steps, width)
-        room[:, :, :length] = states
-        return room
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        end = self.length + key_states.shape[-2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-
-def _next_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: SamplingSettings):
-    """Choose a token for each row: (B, V) logits to ids (B,) and their log-probabilities (B,)."""
-    scale = sampling.temperature or 1.0
-    log_probs = torch.log_softmax(logits.float() / scale, dim=-1)
-    if sampling.temperature == 0:
-        tokens = log_probs.argmax(dim=-1)
-    else:
-        tokens = _sample(_cut(log_probs.exp(), sampling), uniforms)
-    return tokens, log_probs.gather(-1, tokens[:, None]).squeeze(-1)
-
-
-def _sample(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Draw one index a row by inverting the cumulative distribution: (B, V), (B,) -> (B,).
-
-    One random number a token is all that is needed, so each row can own its numbers.
-    """
-    # float64: in float32 the sum over a large vocabulary swallows the rare tokens.
-    cumulative = probs.to(_widest_float(probs.device)).cumsum(dim=-1)
-    target = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return tokens.clamp(max=probs.shape[-1] - 1)
-
-
-def _widest_float(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-
-
-def _cut(probs: torch.Tensor, sampling: SamplingSettings) -> torch.Tensor:
-    """Set to 0 what top_k and then top_p leave out; (B, V) to (B, V), not renormalised."""
-    if 0 < sampling.top_k < probs.shape[-1]:
-        smallest_kept = probs.topk(sampling.top_k, dim=-1).values[:, -1:]
-        probs = probs.masked_fill(probs < smallest_kept, 0.0)
-    if sampling.top_p < 1:
-        ordered, index = probs.sort(dim=-1, descending=True)
-        before = ordered.cumsum(dim=-1) - ordered  # the probability of all that rank higher
-        left_out = before >= sampling.top_p * ordered.sum(dim=-1, keepdim=True)
-        probs = probs.masked_fill(left_out.scatter(-1, index, left_out), 0.0)
-    return probs
 
 
 def _uniforms(sampling: SamplingSettings, prompt_index: int, sample_index: int) -> np.ndarray:
@@ -340,6 +234,8 @@ class _StopRules:
 
     def _may_end_a_stop_string(self, token: int) -> bool:
         """False for nearly all tokens, which spares decoding the text at each step."""
+        if not self.stop_strings:
+            return False
         if token not in self.pieces:
             self.pieces[token] = self._decode([token])
         piece = self.pieces[token]
@@ -370,11 +266,11 @@ def _window(model) -> int:
 
 
 def _tokenize_prompts(tokenizer, prompts, window: int) -> list[list[int]]:
-    if isinstance(prompts, str):
-        raise ValueError("prompts must be a list of texts, but it is one text.")
+    if isinstance(prompts, str) or any(isinstance(prompt, int) for prompt in prompts):
+        raise ValueError("prompts must be a list of prompts, but it is a single one.")
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
-    rows = [next(encoded) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    rows = [next(encoded) if isinstance(prompt, str) else [*map(int, prompt)] for prompt in prompts]
     for index, ids in enumerate(rows):
         if not ids:
             raise ValueError(f"prompt {index} is empty: it needs one token or more.")
@@ -382,47 +278,3 @@ def _tokenize_prompts(tokenizer, prompts, window: int) -> list[list[int]]:
             raise ValueError(f"prompt {index} has {len(ids)} tokens, but the model reads {window} "
                              "at most, those of the completion included: shorten the prompt.")
     return rows
-
-
-@contextmanager
-def _evaluation_mode(model) -> Iterator[None]:
-    """No dropout and no gradients inside; the model's own mode comes back, after an error too."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
-@contextmanager
-def _shared_key_heads(model) -> Iterator[None]:
-    """Inside, decoding on the CPU uses `_decode_attention` where the model would use "sdpa"."""
-    config, name = model.config, "sdpa_decode"
-    if model.device.type != "cpu" or config._attn_implementation != "sdpa":
-        yield
-        return
-    AttentionInterface.register(name, _decode_attention)
-    AttentionMaskInterface.register(name, sdpa_mask)
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = "sdpa"
-
-
-def _decode_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """Attention of one new token in which query heads share key heads without copies of them.
-
-    transformers repeats the keys and values of the whole cache for every query head as soon as
-    there is a padding mask; on the CPU that copying costs more than the attention.
-    """
-    if query.shape[2] > 1 or kwargs.get("position_bias") is not None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-    attended = scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
-    )
-    return attended.transpose(1, 2).contiguous(), None

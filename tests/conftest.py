@@ -53,7 +53,7 @@ def random_qwen2(tokenizer, seed: int = 0) -> Qwen2ForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        initializer_range=0.3,
+        initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )

@@ -388,7 +388,8 @@ def test_clipped_surrogate_with_kl_equals_trl(perturbed, tmp_path, loss_type, ho
         old = scores + 0.4 * torch.randn(scores.shape, generator=torch.manual_seed(4)) * mask
     settings_ = GRPOConfig(
         str(tmp_path), num_generations=2, max_completion_length=5, per_device_train_batch_size=2,
-        beta=0.1, use_bias_correction_kl=False, loss_type=loss_type, temperature=0.7, **TRL_SETTINGS,
+        beta=0.1, use_bias_correction_kl=False, temperature=0.7, loss_type=loss_type,
+        **TRL_SETTINGS,
     )  # fmt: skip
     reference.save_pretrained(tmp_path / "reference")
     policy.config._name_or_path = str(tmp_path / "reference")  # where TRL loads its reference from
