@@ -215,15 +215,16 @@ def missing_parts(source: Source) -> list[str]:
 
 def _lesson_problems(target: Path, text: str) -> list[str]:
     if not target.exists():
-        return [f"lessons/{target.name} is missing: run `workbook build`."]
+        return [f"lessons/{target.name} is missing: run `python3 -m workbook build`."]
     if target.read_text(encoding="utf-8") != text:
-        return [f"lessons/{target.name} is not what its source builds: run `workbook build`."]
+        differs = f"lessons/{target.name} is not what its source builds"
+        return [f"{differs}: run `python3 -m workbook build`."]
     return []
 
 
 def _solution_problems(source: Source) -> list[str]:
     target = source.path.with_suffix(".ipynb")
-    again = f"run `workbook build --execute {source.lesson}`."
+    again = f"run `python3 -m workbook build --execute {source.lesson}`."
     if not target.exists():
         return [f"solutions/{target.name} is missing: {again}"]
     notebook = nbformat.read(target, as_version=4)

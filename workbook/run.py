@@ -37,7 +37,7 @@ def run_lessons(
     """
     console = console or Console()
     paths = sources() if "all" in names else [find_source(name) for name in names]
-    load_profile(profile or "tiny", depth or "short", overrides)  # fails before a kernel starts
+    load_profile(*chosen(profile, depth), overrides)  # fails before a kernel starts
     merged = _read_json(json_file)
     found = {}
     for path in paths:
@@ -59,7 +59,7 @@ def execute(
 
     Raises: RunError in one sentence when a cell fails, takes too long, or the kernel dies.
     """
-    facts = {"profile": profile or "tiny", "depth": depth or "short"}
+    facts = dict(zip(("profile", "depth"), chosen(profile, depth), strict=True))
     folder = run_root() / source.lesson / f"{facts['profile']}-{facts['depth']}"
     folder.mkdir(parents=True, exist_ok=True)
     notebook = nbformat.from_dict(dict(source.notebook))
@@ -76,8 +76,15 @@ def execute(
             _run_cells(client, source, console or Console())
             client.set_widgets_metadata()
     except NoSuchKernel as error:
-        raise RunError("No Python kernel is installed here: run `workbook doctor`.") from error
+        says = "No Python kernel is installed here: run `python3 -m workbook doctor`."
+        raise RunError(says) from error
     return notebook, facts
+
+
+def chosen(profile: str | None, depth: str | None) -> tuple[str, str]:
+    """Profile and depth: as given, else WORKBOOK_PROFILE and _DEPTH, else tiny and short."""
+    profile = profile or os.environ.get("WORKBOOK_PROFILE") or "tiny"
+    return profile, depth or os.environ.get("WORKBOOK_DEPTH") or "short"
 
 
 def _environment(facts: dict, overrides, folder: Path) -> dict[str, str]:

@@ -217,6 +217,20 @@ def test_without_a_child_the_timer_ends_a_loop_and_the_panel_says_so(monkeypatch
     assert check(right, "last_number").kind == "passed"
 
 
+def test_where_autograd_refuses_to_work_in_a_fork_the_kernel_checks():
+    kernel = os.getpid()
+
+    def refuses(text):  # what torch says in a fork of a process with autograd threads
+        if os.getpid() != kernel:
+            raise RuntimeError("Unable to handle autograd's threading in combination with "
+                               "fork-based multiprocessing.")
+        return right(text)
+
+    panel = check(refuses, "last_number")
+    assert panel.kind == "passed"
+    assert "inside the kernel: a GPU is present" in dict(panel.rows)["note"]
+
+
 def test_backward_works_in_the_child_after_threaded_work_in_the_parent():
     code = """
 import torch

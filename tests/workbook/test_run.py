@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.workbook.toy_course import make_course
 from workbook.build import build
 from workbook.profiles import ProfileError
-from workbook.run import RunError, run_lessons
+from workbook.run import RunError, chosen, run_lessons
 
 CODE = Path(__file__).resolve().parents[2]
 
@@ -102,6 +102,12 @@ def test_a_lesson_that_saves_nothing_is_said(course):
     edit(course, ", seeds=[0])", ")")
     with pytest.raises(RunError, match="save_findings"):
         run_lessons(["90"], console=Console(file=io.StringIO()))
+
+
+def test_profile_and_depth_come_from_the_environment_unless_given(monkeypatch):
+    monkeypatch.delenv("WORKBOOK_PROFILE", raising=False)
+    monkeypatch.setenv("WORKBOOK_DEPTH", "smoke")
+    assert chosen(None, None) == ("tiny", "smoke") and chosen("small", "full") == ("small", "full")
 
 
 def test_bad_settings_and_files_fail_before_a_kernel_starts(course, monkeypatch):
