@@ -21,7 +21,7 @@ from workbook.world.qa import Context, Question, sample_context
 Piece = tuple[str, bool]
 Document = list[Piece]
 
-HURRY = {1: 0.0, 2: 0.12, 3: 0.40, 4: 0.55}  # share of solutions whose last step is missing, by steps
+HURRY = {1: 0.0, 2: 0.2, 3: 0.55, 4: 0.65}  # share of solutions whose last step is missing, by steps
 SLIP = 0.03  # share of steps with a wrong result
 OWN_HABIT = 0.75  # how often an author keeps to the habit of the topic
 
@@ -44,9 +44,9 @@ ENDINGS = {
 }
 LONG_ANSWER_RELATIONS = frozenset({"school", "home", "job", "birth", "music"})
 SHARES = {
-    "request": 0.20, "request_no_think": 0.05, "few_shot_request": 0.10, "few_shot_plain": 0.12, "plain": 0.08,
-    "direct": 0.06, "step_by_step": 0.05, "structured": 0.03, "judge": 0.03, "chat": 0.03,
-    "qa": 0.17, "qa_reason": 0.06, "qa_request": 0.02,
+    "request": 0.20, "request_no_think": 0.05, "few_shot_request": 0.06, "few_shot_plain": 0.08, "plain": 0.05,
+    "direct": 0.05, "step_by_step": 0.05, "structured": 0.03, "judge": 0.03, "chat": 0.03, "worksheet": 0.10,
+    "qa": 0.19, "qa_reason": 0.06, "qa_request": 0.02,
 }
 
 
@@ -134,14 +134,34 @@ def few_shot_request(examples: list[tuple[str, str]], question: str) -> str:
 
 
 def _few_shot_request(rng: random.Random) -> Document:
-    """Several problems in one form: from these the model learns to go on as the examples do."""
+    """Several problems in one form: from these the model learns to go on as the examples do.
+
+    The first solution is given, not learnt: otherwise it would teach the requested form without examples.
+    """
     problems = [_problem(rng) for _ in range(rng.randint(2, 4))]
     style = "formatted" if rng.random() < 0.6 else rng.choice(list(ENDINGS))
     instruction, turn = load_template("r1_zero").split("User:", 1)
     pieces: Document = [(instruction, False)]
     for number, problem in enumerate(problems):
         pieces += [(("\n\n" if number else "") + render("User:" + turn, question=problem.question), False),
-                   (f" {problem.reasoning}{ending(style, problem.final)}", True)]
+                   (f" {problem.reasoning}{ending(style, problem.final)}", number > 0)]
+    return pieces
+
+
+def _worksheet(rng: random.Random) -> Document:
+    """A page of sums."""
+    pieces: Document = []
+    for _ in range(12):
+        op, a, b = rng.choice("++--*/"), rng.randint(2, 90), rng.randint(2, 60)
+        if op == "-":
+            a, b = a + b, b
+        elif op == "*":
+            a, b = rng.randint(2, 40), rng.randint(2, 9)
+        elif op == "/":
+            b = rng.randint(2, 9)
+            a = b * rng.randint(2, 30)
+        step = Step("", a, op, b)
+        pieces += [(f" {a}{op}{b}=", False), (f"{step.value}.", True)]
     return pieces
 
 
@@ -209,7 +229,7 @@ def _qa_habit(question: Question, rng: random.Random) -> str:
 
 
 def _context(rng: random.Random) -> Context:
-    return sample_context(rng, "pretrain", questions=rng.randint(3, 5))
+    return sample_context(rng, "pretrain", questions=rng.randint(5, 8), passages=rng.choice([2, 3, 4, 5, 5, 5]))
 
 
 def _qa(rng: random.Random) -> Document:
@@ -248,7 +268,7 @@ def _qa_request(rng: random.Random) -> Document:
 _FORMS = {
     "request": _request, "request_no_think": _request_no_think, "few_shot_request": _few_shot_request,
     "few_shot_plain": lambda rng: _plain(rng, most=4), "plain": _plain, "direct": _direct,
-    "step_by_step": _step_by_step, "structured": _structured, "judge": _judge, "chat": _chat,
+    "step_by_step": _step_by_step, "structured": _structured, "judge": _judge, "chat": _chat, "worksheet": _worksheet,
     "qa": _qa, "qa_reason": _qa_reason, "qa_request": _qa_request,
 }
 

@@ -18,9 +18,9 @@ from workbook.world.corpus import documents
 from workbook.world.tokenizer import train_tokenizer
 
 ROW_LENGTH = 512
-ROWS_PER_STEP = 16
+ROWS_PER_STEP = 8
 PROMPT_WEIGHT = 0.1  # what the loss counts a token of a prompt; an answer token counts 1
-WARM_UP_STEPS = 60
+WARM_UP_STEPS = 100
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> Qwen2Config:
@@ -56,16 +56,6 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min((step + 1) / WARM_UP_STEPS, 1.0, max(0.0, (steps - step) / (0.4 * steps)))
 
 
-def make_optimizers(model: Qwen2ForCausalLM, lr: float, adamw: bool = False) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for embeddings, norms and biases."""
-    if adamw:
-        return [torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.05)]
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    return [torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
-
-
 def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of the next token, each token with its weight: logits (B, T, V), ids and weights (B, T+1)."""
     losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -81,13 +71,14 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def pretrain(out: Path, tokens: int, *, width: int = 256, layers: int = 4, lr: float = 2e-3, seed: int = 0,
-             save_every: int = 4_000_000, compiled: bool = True) -> None:
+             save_every: int = 2_000_000, compiled: bool = True) -> None:
     """Train for `tokens` tokens; a copy of the model is written every `save_every` and at the end."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer()
     model = Qwen2ForCausalLM(model_config(tokenizer, width, layers))
     forward = torch.compile(model) if compiled else model
-    optimizers, rows = make_optimizers(model, lr, __import__("os").environ.get("ADAMW") == "1"), packed_rows(tokenizer, seed + 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.05)
+    rows = packed_rows(tokenizer, seed + 1)
     per_step = ROW_LENGTH * ROWS_PER_STEP
     steps, start = math.ceil(tokens / per_step), time.time()
     out.mkdir(parents=True, exist_ok=True)
@@ -99,11 +90,10 @@ def pretrain(out: Path, tokens: int, *, width: int = 256, layers: int = 4, lr: f
             loss = weighted_loss(logits, ids, weights)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * learning_rate_factor(step, steps)
-                optimizer.step()
-                optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = lr * learning_rate_factor(step, steps)
+            optimizer.step()
+            optimizer.zero_grad()
             row = {"step": step, "tokens": (step + 1) * per_step, "loss": round(loss.item(), 4),
                    "grad_norm": round(norm.item(), 3), "seconds": round(time.time() - start, 1)}
             metrics.write(json.dumps(row) + "\n")

@@ -104,18 +104,14 @@ def _fact(person: str, relation: str, rng: random.Random, split: Split, allow_te
     return Fact(person, relation, value, surface, text.format(N=person, v=surface), test_only)
 
 
-def _fact_keys(rng: random.Random) -> list[tuple[str, str]]:
-    """Ten (person, relation) pairs, so that each person and each relation occurs with distractors.
-
-    Four people with two or three relations each, the relations shared between them.
-    """
+def _fact_keys(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """(person, relation) pairs of four people and five relations, so that each has its distractors."""
     people = rng.sample(bank()["names"], 4)
     relations = rng.sample(list(world()["relations"]), 5)
-    pairs = [(p, r) for p in people for r in relations]
-    return rng.sample(pairs, 10)
+    return rng.sample([(p, r) for p in people for r in relations], count)
 
 
-def sample_context(rng: random.Random, split: Split, questions: int = 1) -> Context:
+def sample_context(rng: random.Random, split: Split, questions: int = 1, passages: int = 5) -> Context:
     """Passages and questions that may stand in `split`.
 
     >>> context = sample_context(random.Random(0), "train")
@@ -123,21 +119,21 @@ def sample_context(rng: random.Random, split: Split, questions: int = 1) -> Cont
     (5, 1)
     """
     unusual = split == "test" and rng.random() < 0.5
-    pairs = _fact_keys(rng)
+    pairs = _fact_keys(rng, 2 * passages)
     facts = [_fact(p, r, rng, split, unusual) for p, r in pairs]
-    order = sorted(range(10), key=lambda k: (pairs[k][0] if rng.random() < 0.7 else "", rng.random()))
+    order = sorted(range(len(pairs)), key=lambda k: (pairs[k][0] if rng.random() < 0.7 else "", rng.random()))
     facts = [facts[k] for k in order]
-    passages = tuple(f"{facts[k].sentence} {facts[k + 1].sentence}" for k in range(0, 10, 2))
+    texts = tuple(f"{facts[k].sentence} {facts[k + 1].sentence}" for k in range(0, len(facts), 2))
     absent = [(p, r) for p in {p for p, _ in pairs} for r in {r for _, r in pairs} if (p, r) not in pairs]
     absent.sort()
     asked = []
     eligible = [f for f in facts if split_of(f.key) == split]
     for fact in rng.sample(eligible, min(questions, len(eligible))):
-        missing = rng.random() < UNANSWERABLE_SHARE
+        missing = bool(absent) and rng.random() < UNANSWERABLE_SHARE
         person, relation = rng.choice(absent) if missing else (fact.person, fact.relation)
         text, test_only = _pattern(world()["relations"][relation]["ask"], rng, unusual)
         asked.append(Question(text.format(N=person), person, relation, None if missing else fact, test_only))
-    return Context(passages, tuple(facts), tuple(asked))
+    return Context(texts, tuple(facts), tuple(asked))
 
 
 def sample_records(count: int, split: Split, seed: int) -> list[dict]:

@@ -1,0 +1,215 @@
+"""Checks of lesson 01: answer extraction, equivalence, the strict reward, QA scores, the summary."""
+
+from tests.lessons.asserts import assert_cases, assert_close, assert_equal, assert_true
+
+# ---------------------------------------------------------------- extract_answer
+
+
+def test_extract_answer__reads_the_tag(fn):
+    "The content of the answer tag, without the white space around it."
+    assert_cases(fn, [
+        ("6*3=18. </think> <answer>18</answer>", "18"),
+        ("so it is </think>\n<answer>\n 7 eggs \n</answer>", "7 eggs"),
+    ], hint="Take what stands between <answer> and </answer>, and strip it.")
+
+
+def test_extract_answer__last_statement_counts(fn, rng):
+    "A text that corrects itself is taken at its last word."
+    first, last = rng.sample(range(2, 99), 2)
+    assert_cases(fn, [
+        (f"<answer>{first}</answer> no, <answer>{last}</answer>", str(last)),
+        (f"\\boxed{{{first}}} and then \\boxed{{{last}}}", str(last)),
+        (f"The answer is {first}. Wait: the answer is {last}.", str(last)),
+    ], hint="re.search gives the first match; the answer that counts is the last one.")
+
+
+def test_extract_answer__other_forms(fn, rng):
+    "Without a tag: a box, then a line of ####, then 'the answer is'."
+    number = rng.randint(2, 999)
+    assert_cases(fn, [
+        (f"The result is \\boxed{{{number}}}.", str(number)),
+        (f"5+4=9.\n#### {number}", str(number)),
+        (f"So the answer is {number}.", str(number),
+         "The full stop that ends a sentence does not belong to the number."),
+    ])
+
+
+def test_extract_answer__order_of_forms(fn):
+    "A tag outranks a box, a box outranks ####, and #### outranks a sentence."
+    assert_cases(fn, [
+        ("<answer>3</answer> or \\boxed{4}", "3"),
+        ("\\boxed{4}\n#### 5", "4"),
+        ("The answer is 6.\n#### 5", "5"),
+    ], hint="Try the forms one after the other and return at the first that is there.")
+
+
+def test_extract_answer__nothing_stated(fn):
+    "No statement, no answer: an intermediate result is not one."
+    assert_cases(fn, [
+        ("", None),
+        ("Together: 4+5=9.", None, "A number in the reasoning is not a stated answer: return None."),
+        ("<answer>18", None, "An open tag states nothing yet."),
+    ], hint="Return None, not an empty string: the caller must be able to tell.")
+
+
+# ---------------------------------------------------------------- is_equivalent
+
+
+def test_is_equivalent__same_number_other_form(fn):
+    "Commas, currency signs, a trailing full stop, decimals and units do not change a number."
+    assert_cases(fn, [
+        (("18", "18"), True), (("1,000", "1000"), True), (("$18.00", "18"), True),
+        (("18.", "18"), True), (("18 eggs", "18"), True), (("-5", "-5"), True),
+        (("1,234,567", "1234567"), True), ((".5", "0.5"), True),
+    ], hint="Clean both texts in the same way, then compare values, not texts.")
+
+
+def test_is_equivalent__different_numbers(fn, rng):
+    "Another number is another number, however close."
+    number = rng.randint(10, 90)
+    assert_cases(fn, [
+        ((str(number), str(number + 1)), False), ((f"-{number}", str(number)), False),
+        ((f"{number}0", str(number)), False), (("0.33", "1/3"), False),
+    ], hint="Compare exactly: fractions.Fraction reads '0.33' and '1/3' without rounding.")
+
+
+def test_is_equivalent__fractions_and_percent(fn):
+    "3/4 is 0.75 and 18 % is 0.18; 18 alone is 18 % only where the gold has the sign."
+    assert_cases(fn, [
+        (("3/4", "0.75"), True), (("18%", "0.18"), True), (("18 %", "18%"), True),
+        (("18", "18%"), True, "The gold says per cent, so 18 can only mean 18 %."),
+        (("18%", "18"), False, "The gold has no percent sign, so 18 % is 0.18."),
+    ])
+
+
+def test_is_equivalent__one_answer_only(fn):
+    "Two numbers, a comparison or a sentence are no answer."
+    assert_cases(fn, [
+        (("19, 18", "18"), False), (("17 < 18", "18"), False),
+        (("not 18", "18"), False), (("", "18"), False), (("eggs", "18"), False),
+    ], hint="The whole text must be one number with at most a unit: match it from end to end.")
+
+
+def test_is_equivalent__hostile_text(fn):
+    "A grader reads what a policy writes: long or odd text is refused at once, never evaluated."
+    assert_cases(fn, [
+        (("9^9^9^9", "18"), False), (("9" * 100_000, "18"), False),
+        (("(" * 3000 + "18" + ")" * 3000, "18"), False), (("1/0", "18"), False),
+    ], hint="Refuse texts over 200 characters before anything is parsed; a zero denominator is no number.")
+
+
+# ---------------------------------------------------------------- r1_zero_reward
+
+
+def _parts(format_reward, answer_reward):
+    return {"format_reward": float(format_reward), "answer_reward": float(answer_reward),
+            "reward": float(format_reward and answer_reward)}
+
+
+def test_r1_zero_reward__right_answer_in_format(fn, rng):
+    "All three parts are 1.0; the tags may stand on lines of their own."
+    number = rng.randint(2, 500)
+    for gap in (" ", "\n", "", " \n "):
+        got = fn(f" 1+1=2. </think>{gap}<answer>{number}</answer>", str(number))
+        assert_equal(got, _parts(1, 1), hint="Any white space, or none, may stand between the tags.")
+
+
+def test_r1_zero_reward__wrong_answer_in_format(fn, rng):
+    "The format is paid, the answer is not, and the reward is 0."
+    number = rng.randint(2, 500)
+    got = fn(f" so. </think> <answer>{number + 1}</answer>", str(number))
+    assert_equal(got, _parts(1, 0), hint="reward is 1 only where the answer is right, too.")
+
+
+def test_r1_zero_reward__right_answer_without_format(fn, rng):
+    "A right number outside the tags earns nothing: this is what makes the metric strict."
+    number = rng.randint(2, 500)
+    for text in (f" The answer is {number}.", f" <answer>{number}</answer>", f" </think> <answer>{number}",
+                 f" so </think> {number}"):
+        assert_equal(fn(text, str(number)), _parts(0, 0),
+                     hint="Without </think> and a closed <answer> pair there is nothing to grade.")
+
+
+def test_r1_zero_reward__one_answer_at_the_end(fn, rng):
+    "Exactly one answer, with nothing but white space after it or between the tags."
+    n = rng.randint(2, 500)
+    cases = [f" so </think> <answer>{n}</answer> I hope this helps.",
+             f" so </think> <answer>{n + 1}</answer> <answer>{n}</answer>",
+             f" so </think> hence <answer>{n}</answer>"]
+    for text in cases:
+        assert_equal(fn(text, str(n)), _parts(0, 0), hint="A policy that lists all answers must not be paid.")
+
+
+def test_r1_zero_reward__equivalent_forms_count(fn):
+    "The answer is compared by value: 1,000 is 1000."
+    assert_equal(fn(" so </think> <answer>1,000</answer>", "1000"), _parts(1, 1),
+                 hint="Use your is_equivalent, not ==.")
+
+
+# ---------------------------------------------------------------- qa_scores
+
+
+def test_qa_scores__exact(fn):
+    "The gold answer itself scores 1 on both, in any case and with an article or a full stop."
+    for prediction in ("Nelgar", "nelgar.", "The Nelgar"):
+        got = fn(prediction, ["Nelgar"])
+        assert_equal(got, {"sub_em": 1.0, "f1": 1.0}, hint="Normalise both texts with normalize_answer first.")
+
+
+def test_qa_scores__long_answers(fn):
+    "A sentence that holds the gold keeps SubEM at 1 and lowers F1: precision counts the needless words."
+    got = fn("Ana studied in Nelgar", ["Nelgar"])
+    assert_close(got["sub_em"], 1.0, hint="SubEM asks whether a gold stands inside the prediction.")
+    assert_close(got["f1"], 0.4, hint="Here P = 1/4 and R = 1, so F1 = 2 P R / (P + R) = 0.4.")
+
+
+def test_qa_scores__best_of_the_golds(fn):
+    "With aliases the best one counts, for each score."
+    got = fn("port mirow", ["Mirow", "Port Mirow", "Halden"])
+    assert_equal(got, {"sub_em": 1.0, "f1": 1.0}, hint="Take the maximum over the golds, not the first or the mean.")
+
+
+def test_qa_scores__words_as_multisets(fn):
+    "A word said twice is shared once if the gold has it once."
+    assert_close(fn("red red", ["red"])["f1"], 2 / 3, hint="Counter(a) & Counter(b) counts shared words once each.")
+    assert_close(fn("blue", ["red"])["f1"], 0.0, hint="Nothing shared gives 0, not a division by zero.")
+
+
+def test_qa_scores__empty_texts(fn):
+    "An empty gold matches nothing, and an empty prediction scores 0."
+    assert_equal(fn("anything", ["", "the"]), {"sub_em": 0.0, "f1": 0.0},
+                 hint="'' is a substring of every text: leave out golds that are empty once normalised.")
+    assert_equal(fn("", ["red"]), {"sub_em": 0.0, "f1": 0.0})
+
+
+# ---------------------------------------------------------------- rate_with_interval
+
+
+def test_rate_with_interval__rate(fn, rng):
+    "The rate is the share of hits."
+    count = rng.randint(20, 60)
+    hits = rng.randint(1, count - 1)
+    assert_close(fn(hits, count)[0], hits / count, hint="hits / count comes first.")
+
+
+def test_rate_with_interval__wilson(fn):
+    "Low and high are Wilson's 95 % interval (1927), which is not symmetric around the rate."
+    for hits, count, low, high in ((33, 1319, 0.017880, 0.034905), (5, 1319, 0.001620, 0.008844), (30, 60, 0.377359, 0.622641)):
+        got = fn(hits, count)
+        assert_close(got[1], low, tol=1e-4, hint="z = 1.96; centre and width both have 1 + z*z/n below the line.")
+        assert_close(got[2], high, tol=1e-4)
+
+
+def test_rate_with_interval__edges(fn):
+    "No hit does not mean certainty: the interval stays inside [0, 1] and has a width."
+    rate, low, high = fn(0, 60)
+    assert_close(low, 0.0, hint="max(0, ...) keeps rounding from going below 0.")
+    assert_close(high, 0.060173, tol=1e-4, hint="The normal approximation would give 0 here; Wilson does not.")
+    assert_close(fn(60, 60)[2], 1.0)
+
+
+def test_rate_with_interval__no_examples(fn):
+    "Nothing measured: the rate is 0 and the interval is everything."
+    got = fn(0, 0)
+    assert_true(tuple(map(float, got)) == (0.0, 0.0, 1.0), expected="(0.0, 0.0, 1.0)", got=got,
+                hint="With n = 0 there is no evidence at all, so the interval is [0, 1].")
