@@ -17,7 +17,7 @@ import jupytext
 import nbformat
 
 from workbook.check import property_names
-from workbook.hints import CourseFileError, lesson_help
+from workbook.hints import CourseFileError, lesson_help, reference_function
 from workbook.progress import course_root, write_text
 
 STUB = ("# YOUR CODE HERE", "raise NotImplementedError()")
@@ -199,7 +199,7 @@ def build(check: bool = False, execute: bool = False, lessons=("all",), **run) -
 
 
 def missing_parts(source: Source) -> list[str]:
-    """Exercises without hints or without checks, and entries without an exercise."""
+    """Exercises without hints, checks or reference, and entries without an exercise."""
     exercises = [name for cell in source.notebook.cells if (name := exercise_of(cell))]
     try:
         helped = set(lesson_help(source.lesson).exercises) if exercises else set()
@@ -210,7 +210,15 @@ def missing_parts(source: Source) -> list[str]:
     lacking = [f"{name}: {e} has no entry in {hints}." for e in exercises if e not in helped]
     lacking += [f"{name}: {e} has no test_{e}__..." for e in exercises if e not in tested]
     extra = [f"{hints}: {e} is no exercise of the lesson." for e in sorted(helped - set(exercises))]
-    return lacking + extra
+    return lacking + extra + [says for e in exercises if e in helped and (says := _no_reference(e))]
+
+
+def _no_reference(exercise: str) -> str:
+    try:
+        reference_function(exercise)
+    except CourseFileError as error:
+        return str(error)
+    return ""
 
 
 def _lesson_problems(target: Path, text: str) -> list[str]:

@@ -146,9 +146,17 @@ def hint(n: int = 1, exercise: str | None = None) -> Panel:
 
 
 def reference_function(name: str):
-    """The course's own function (or class) for an exercise."""
-    module, _, attribute = find_exercise(name)[1].reference.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
+    """The course's own function (or class) for an exercise.
+
+    Raises: CourseFileError when the hints file names one that is not there.
+    """
+    lesson, exercise = find_exercise(name)
+    module, _, attribute = exercise.reference.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        says = f"{lesson}.yaml: the reference of {name}, {exercise.reference}, is not there."
+        raise CourseFileError(says) from error
 
 
 def use_reference(name: str):

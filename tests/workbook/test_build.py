@@ -147,12 +147,14 @@ def test_check_finds_an_error_output(course):
     assert "cell 2 holds an error" in build(check=True)[0]
 
 
-def test_an_exercise_without_hints_or_checks_is_named(course):
+def test_an_exercise_without_hints_checks_or_reference_is_named(course):
     edit(course / "workbook" / "hints" / "90.yaml", "  is_equivalent:", "  is_equal:")
+    edit(course / "workbook" / "hints" / "90.yaml", "rewards.last_number", "rewards.lost_number")
     edit(course / "tests" / "lessons" / "test_90_toy.py", "test_last_number__", "test_last__")
     problems = build()
     assert any("is_equivalent has no entry in workbook/hints/90.yaml" in p for p in problems)
     assert any("last_number has no test_last_number__" in p for p in problems)
+    assert any("last_number, helpers.rewards.lost_number, is not there" in p for p in problems)
     assert any("is_equal is no exercise of the lesson" in p for p in problems)
 
 
