@@ -9,6 +9,7 @@ VERBS = {
     "lab": "Open the lessons in JupyterLab.",
     "doctor": "Check this machine and say what to do where something is missing.",
     "run": "Run solutions and compare what they find with the published figures.",
+    "eval": "Evaluate a model on a file of maths or open-book questions.",
     "progress": "Show what is done of each lesson.",
     "build": "Build the lessons from their sources.",
     "test": "Run the tests (--all: the browser and every solution too).",

@@ -63,6 +63,39 @@ def run(
     run_lessons(names, profile, depth, json_file, overrides)
 
 
+@verb("eval")
+def evaluate(
+    data: Annotated[str, typer.Option(help="JSON, JSONL, gzip or parquet file, or a hub name.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub name; else the profile's.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="Folder of a LoRA adapter.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="At most so many problems; 0: all.")] = 200,
+    prompt: Annotated[str | None, typer.Option(help="Template, by name or by path.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: greedy.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    spacing: Annotated[str, typer.Option(help="any, or exact as the published grader.")] = "any",
+    profile: Profile = None,
+) -> None:
+    from workbook.evaluate import evaluate_file
+
+    evaluate_file(
+        data,
+        model=model,
+        adapter=adapter,
+        limit=limit or None,
+        prompt=prompt,
+        out=out,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        spacing=spacing,
+        profile=profile or "tiny",
+    )
+
+
 @verb("progress")
 def progress() -> None:
     from workbook.progress import show
