@@ -84,12 +84,12 @@ def load_model(
         raise ValueError("Give adapter (a saved one) or lora (a new one), not both.")
     model, tokenizer = _load_plain(str(name_or_path), revision)
     model = model.to(device=_resolve_device(device), dtype=_resolve_dtype(dtype, device, model))
+    _freeze_half_precision(model)
     if adapter is not None:
         with _one_sentence("adapter", str(adapter)):
             model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable_adapter)
     elif lora is not None:
-        model = _with_new_lora(model, lora)
-    _train_only_float32(model)
+        model = _with_new_lora(model, lora)  # peft makes the layers float32 itself
     return model.eval(), tokenizer
 
 
@@ -164,11 +164,7 @@ def _with_new_lora(model, lora: LoraSettings) -> PeftModel:
         return get_peft_model(model, config)
 
 
-def _train_only_float32(model) -> None:
-    """Adapters become float32; a plain model in half precision is frozen."""
-    has_adapter = isinstance(model, PeftModel)
+def _freeze_half_precision(model) -> None:
     for parameter in model.parameters():
-        if parameter.requires_grad and has_adapter:
-            parameter.data = parameter.data.float()
-        elif parameter.dtype != torch.float32:
+        if parameter.dtype != torch.float32:
             parameter.requires_grad_(False)

@@ -1,11 +1,16 @@
 """helpers.logprobs: masks from lengths, no shift errors, padding on either side, chunks, LoRA."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import log_softmax
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import helpers.logprobs as logprobs
 from helpers.logprobs import (
@@ -52,6 +57,8 @@ def test_masks_come_from_lengths_though_pad_equals_eos():
         [True, False, False, False, False, False],
     ]
     assert batch["attention_mask"].sum(dim=1).tolist() == [6, 6, 2]
+    again = pad_prompt_and_response([[5, 0, 6], [7]], [[8, 9], [0]], pad_token_id=0)
+    assert again["attention_mask"].sum(dim=1).tolist() == [4, 2]  # an EOS in a prompt is read
     assert batch["response_mask"].dtype == batch["attention_mask"].dtype == torch.bool
 
 
@@ -103,8 +110,13 @@ def test_a_batch_of_three_lengths_equals_singles(tiny_random_model, temperature,
         assert (scores[~mask] == 0).all()
 
 
-def test_left_padding_gives_the_same(tiny_random_model):
+@pytest.mark.parametrize("positions", ["rotary", "learnt"])
+def test_left_padding_gives_the_same(tiny_random_model, positions):
+    """Rotary embeddings only see distances; learnt ones show when padding is counted."""
     model, _ = tiny_random_model
+    if positions == "learnt":
+        config = GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3)
+        model = GPT2LMHeadModel(config).eval()
     batch = pad_prompt_and_response(PROMPTS, RESPONSES, pad_token_id=0)
     lengths = batch["attention_mask"].sum(dim=1)
     left = {
@@ -178,6 +190,48 @@ def test_peft_model_trains_through_its_adapter(tiny_random_model):
     scores.sum().backward()
     trained = {n: p.grad for n, p in peft_model.named_parameters() if p.requires_grad}
     assert any("lora_B" in name and grad.abs().sum() > 0 for name, grad in trained.items())
+
+
+TWO_PROCESSES = """
+import torch
+import torch.distributed as dist
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from helpers.logprobs import pad_prompt_and_response, response_log_probs
+
+dist.init_process_group("gloo")
+assert dist.get_world_size() == 2
+torch.manual_seed(0)
+model = Qwen2ForCausalLM(Qwen2Config(vocab_size=50, hidden_size=16, intermediate_size=32,
+    num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True))
+rows = [([1, 2], [3, 4, 5]), ([6], [7])]
+
+def gradients(model, rows):
+    model.zero_grad()
+    batch = pad_prompt_and_response([p for p, _ in rows], [r for _, r in rows], 0)
+    response_log_probs(model, **batch)["log_probs"].sum().backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+both = gradients(model, rows)
+wrapped = torch.nn.parallel.DistributedDataParallel(model)
+mine = gradients(wrapped, rows[dist.get_rank() :][:1])
+for whole, part in zip(both, mine, strict=True):
+    torch.testing.assert_close(2 * part, whole, atol=1e-6, rtol=1e-5)  # DDP takes the mean
+"""
+
+
+def test_gradients_are_reduced_over_two_processes(tmp_path):
+    script = tmp_path / "two_processes.py"
+    script.write_text(TWO_PROCESSES)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    root = str(Path(logprobs.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_bfloat16_model_is_scored_in_float32(tiny_random_model):

@@ -78,6 +78,8 @@ def test_saved_adapter_comes_back_with_its_effect(folder, tmp_path, train_it):
     plain, _ = load_model(folder, device="cpu")
     assert not torch.allclose(logits(loaded, tokenizer), logits(plain, tokenizer), atol=0.1)
     assert bool(trainable(loaded)) == train_it
+    half, _ = load_model(folder, device="cpu", adapter=tmp_path / "adapter", dtype="bfloat16")
+    assert {p.dtype for p in trainable(half).values()} == {torch.float32}
 
 
 def test_settings_that_cannot_be(folder):

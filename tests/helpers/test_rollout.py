@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from helpers.decoding import next_tokens
 from helpers.logprobs import pad_prompt_and_response, response_log_probs
@@ -53,6 +53,19 @@ def test_greedy_in_a_batch_equals_alone_and_transformers(tiny_random_model):
         expected = model.generate(**inputs, generation_config=plain)[0]
         assert completion.prompt_token_ids + completion.token_ids == expected.tolist()
     assert len({tuple(row) for row in ids(batch)}) == len(PROMPTS)  # the prompts do matter
+
+
+def test_learnt_positions_are_counted_without_the_padding(tiny_tokenizer):
+    """Qwen2 only sees distances between positions; GPT-2 sees the positions themselves."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tiny_tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128,
+        initializer_range=0.3, eos_token_id=0, bos_token_id=0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    batch = generate(model, tiny_tokenizer, PROMPTS, sampling=GREEDY)
+    alone = [generate(model, tiny_tokenizer, [p], sampling=GREEDY)[0] for p in PROMPTS]
+    assert ids(batch) == ids(alone)
 
 
 def test_samples_do_not_depend_on_batching_or_on_later_prompts(tiny_random_model):
@@ -146,25 +159,27 @@ def test_nothing_hides_in_the_checkpoint_settings(tiny_random_model):
 
 
 def test_sampling_follows_the_distribution():
-    logits = torch.tensor([[1.0, 0.0, -1.0, -math.inf, 2.0]])
+    logits = torch.tensor([[-math.inf, 1.0, 0.0, -1.0, -math.inf, 2.0, -math.inf]])
     draws = 20_000
     uniforms = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
     tokens, _ = next_tokens(logits.expand(draws, -1), uniforms, temperature=0.5)
-    share = torch.bincount(tokens, minlength=5) / draws
+    share = torch.bincount(tokens, minlength=7) / draws
     torch.testing.assert_close(share, (logits[0] / 0.5).softmax(-1), atol=1e-4, rtol=0)
     for extreme in (0.0, 1 - 2**-53):  # the smallest and the largest number that can be drawn
         token, _ = next_tokens(logits, torch.tensor([extreme], dtype=torch.float64), 1.0)
-        assert token.item() in (0, 4)
+        assert token.item() in (1, 5)  # never one of probability 0
 
 
-def test_rare_tokens_of_a_large_vocabulary_can_be_sampled():
-    """A float32 running sum near 1 cannot hold 150,000 probabilities of 1e-8 each."""
+def test_each_rare_token_of_a_large_vocabulary_can_be_sampled():
+    """A float32 running sum near 1 steps over most of 150,000 probabilities of 1.5e-8 each."""
     logits = torch.full((1, 150_000), -18.0)
     logits[0, 0] = 0.0
-    last = torch.tensor([1 - 1e-9], dtype=torch.float64)
-    token, log_prob = next_tokens(logits, last, 1.0)
-    assert token.item() == 149_999
-    assert log_prob.item() == pytest.approx(-18.0, abs=0.01)
+    cumulative = logits[0].softmax(-1).double().cumsum(-1)
+    wanted = torch.arange(100_000, 100_020)
+    middle = (cumulative[wanted] + cumulative[wanted - 1]) / 2 / cumulative[-1]
+    tokens, log_probs = next_tokens(logits.expand(20, -1), middle, 1.0)
+    assert tokens.tolist() == wanted.tolist()
+    torch.testing.assert_close(log_probs, torch.full((20,), -18.0), atol=0.01, rtol=0)
 
 
 def test_top_k_and_top_p_cut_the_right_tokens():
