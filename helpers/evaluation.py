@@ -38,10 +38,8 @@ from helpers.rewards import (
 )
 from helpers.rollout import Completion, SamplingSettings, generate
 
-# Greedy; the tag that ends the answer ends the completion, and stays in its text.
-EVALUATION_SAMPLING = SamplingSettings(
-    temperature=0.0, max_new_tokens=512, stop_strings=("</answer>",)
-)
+# Greedy, and without a stop string: one at </answer> would hide what a model writes after it.
+EVALUATION_SAMPLING = SamplingSettings(temperature=0.0, max_new_tokens=512)
 REWARD_PARTS = ("format_reward", "answer_reward", "reward")
 
 Interval = tuple[float, float]
@@ -266,6 +264,24 @@ def summarise(rows: Sequence[dict[str, Any]]) -> Summary:
         mean_token_count=float(np.mean([row["token_count"] for row in rows])),
         **{rate: float(np.mean(column)) for rate, column in values.items()},
     )
+
+
+def summarise_rates(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float, float]]:
+    """Format, strict and lenient rate of maths rows, each as (rate, low, high): never one alone.
+
+    rows: one a problem, as in results.jsonl. The interval is Wilson's at 95 %.
+
+    Raises ValueError where there is no row.
+    """
+    if not rows:
+        raise ValueError("There is nothing to summarise: no rows were given.")
+    hits = {
+        "format_rate": [row["metrics"]["format_reward"] for row in rows],
+        "accuracy": [row["metrics"]["reward"] for row in rows],
+        "lenient_accuracy": [row["lenient"] for row in rows],
+    }
+    return {name: (sum(column) / len(rows), *wilson_interval(int(sum(column)), len(rows)))
+            for name, column in hits.items()}
 
 
 # ---------------------------------------------------------------- statistics

@@ -58,6 +58,27 @@ def render(template: str, **fields: str) -> str:
     return re.sub(r"\{([a-z_]+)\}", lambda match: fields[match[1]], template)
 
 
+def split_turn(template: str) -> tuple[str, str]:
+    """The instruction of a template, and its turn: from the line that holds {question} on.
+
+    >>> split_turn("Be brief.\\nUser: {question}\\nAssistant:")
+    ('Be brief.\\n', 'User: {question}\\nAssistant:')
+    """
+    start = template.rfind("\n", 0, template.index("{question}")) + 1
+    return template[:start], template[start:]
+
+
+def render_few_shot(template: str, examples: Iterable[tuple[str, str]], question: str) -> str:
+    """The instruction once, then worked examples (question, response), then the question itself.
+
+    >>> render_few_shot("Q: {question}\\nA:", [("1 + 1?", " 2")], "2 + 2?")
+    'Q: 1 + 1?\\nA: 2\\n\\nQ: 2 + 2?\\nA:'
+    """
+    instruction, turn = split_turn(template)
+    turns = [render(turn, question=asked) + response for asked, response in examples]
+    return instruction + "\n\n".join([*turns, render(turn, question=question)])
+
+
 def render_passages(passages: Iterable[str]) -> str:
     """Numbered passages, one a line.
 

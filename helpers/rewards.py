@@ -372,6 +372,16 @@ def token_f1(prediction: str, golds: Sequence[str]) -> float:
                default=0.0)
 
 
+def qa_scores(prediction: str, golds: Sequence[str]) -> dict[str, float]:
+    """Both scores of an answer to an open question, which are read side by side.
+
+    Example:
+        >>> qa_scores("Ana studied in Nelgar", ["Nelgar"])
+        {'sub_em': 1.0, 'f1': 0.4}
+    """
+    return {"sub_em": sub_em(prediction, golds), "f1": token_f1(prediction, golds)}
+
+
 def _f1(predicted: Counter, gold: Counter) -> float:
     shared = (predicted & gold).total()
     return 2 * shared / (predicted.total() + gold.total())

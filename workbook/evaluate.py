@@ -38,6 +38,7 @@ def evaluate_file(
     max_new_tokens: int = 512,
     seed: int = 0,
     spacing: str = "any",
+    stop: Sequence[str] | None = None,
     profile: str = "tiny",
     progress: bool = True,
 ) -> Summary:
@@ -50,6 +51,8 @@ def evaluate_file(
     prompt: a template by name or by path; without it r1_zero, or qa for QA records.
     out: a folder; without it runs/eval/<model>-<data>. Earlier results there are replaced.
     spacing: "any" or "exact", see `helpers.rewards.r1_zero_reward`.
+    stop: texts that end a completion; without it none for maths, and the end of the line for QA,
+        where a base model would go on with a question of its own.
 
     Raises ValueError or OSError, in one sentence, before a model is loaded where it can.
     """
@@ -59,8 +62,10 @@ def evaluate_file(
         raise ValueError(f"{data} has {', '.join(records.column_names)}: to evaluate, question and "
                          "answer are needed, or question, passages and answers.")
     template = load_template(prompt or ("qa" if is_qa else "r1_zero"))
+    if stop is None:
+        stop = ("\n",) if is_qa else ()
     sampling = SamplingSettings(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed,
-                                stop_strings=("</answer>",))
+                                stop_strings=tuple(stop))
     reward_fn = qa_reward if is_qa else partial(r1_zero_reward, spacing=spacing)
     r1_zero_reward("", "", spacing=spacing)  # an unknown spacing is answered before the model loads
     chosen = load_profile(profile)

@@ -19,10 +19,9 @@ from torch.nn import functional as F
 
 from helpers.logprobs import pad_prompt_and_response, response_log_probs
 from helpers.models import load_model
-from helpers.prompts import load_template, render, render_passages
+from helpers.prompts import load_template, render, render_few_shot, render_passages
 from helpers.rewards import is_equivalent, last_number, r1_zero_reward, sub_em, token_f1
 from helpers.rollout import SamplingSettings, generate
-from workbook.world.corpus import few_shot_request
 from workbook.world.maths import Problem, sample_problems
 from workbook.world.qa import sample_records
 
@@ -198,7 +197,7 @@ def base_properties(model, tokenizer, problems: list[Problem], records: list[dic
         out[name] = evaluate_maths(model, tokenizer, problems, prompts)["lenient"]
     examples = [(p.question, formatted(p)) for p in sample_problems(60, "train", 7) if 1 < len(p.steps) < 4][:3]
     out["three_shot"] = evaluate_maths(model, tokenizer, problems,
-                                       [few_shot_request(examples, p.question) for p in problems])
+                                       [render_few_shot(R1, examples, p.question) for p in problems])
     out["qa"] = evaluate_qa(model, tokenizer, records)
     out["qa_reason"] = evaluate_qa(model, tokenizer, records, "qa_reason")
     return out

@@ -182,34 +182,44 @@ def test_qa_scores__empty_texts(fn):
     assert_equal(fn("", ["red"]), {"sub_em": 0.0, "f1": 0.0})
 
 
-# ---------------------------------------------------------------- rate_with_interval
+# ---------------------------------------------------------------- summarise_rates
 
 
-def test_rate_with_interval__rate(fn, rng):
-    "The rate is the share of hits."
-    count = rng.randint(20, 60)
-    hits = rng.randint(1, count - 1)
-    assert_close(fn(hits, count)[0], hits / count, hint="hits / count comes first.")
+def _rows(formatted: int, rewarded: int, lenient: int, count: int) -> list[dict]:
+    """Graded rows as in results.jsonl, with so many of each."""
+    return [{"metrics": {"format_reward": float(k < formatted), "answer_reward": float(k < rewarded),
+                         "reward": float(k < rewarded)}, "lenient": count - k <= lenient}
+            for k in range(count)]
 
 
-def test_rate_with_interval__wilson(fn):
+def test_summarise_rates__three_rates(fn, rng):
+    "format_rate, accuracy and lenient_accuracy are shares of the same rows."
+    count = rng.randint(30, 60)
+    formatted, rewarded, lenient = rng.randint(10, 20), rng.randint(1, 9), rng.randint(10, 29)
+    got = fn(_rows(formatted, rewarded, lenient, count))
+    wanted = {"format_rate": formatted, "accuracy": rewarded, "lenient_accuracy": lenient}
+    for name, hits in wanted.items():
+        assert_true(name in got, expected=f"a key {name!r}", got=sorted(got))
+        assert_close(got[name][0], hits / count,
+                     hint="Each entry is (rate, low, high); the rate is hits / number of rows.")
+
+
+def test_summarise_rates__wilson(fn):
     "Low and high are Wilson's 95 % interval (1927), which is not symmetric around the rate."
-    for hits, count, low, high in ((33, 1319, 0.017880, 0.034905), (5, 1319, 0.001620, 0.008844), (30, 60, 0.377359, 0.622641)):
-        got = fn(hits, count)
-        assert_close(got[1], low, tol=1e-4, hint="z = 1.96; centre and width both have 1 + z*z/n below the line.")
-        assert_close(got[2], high, tol=1e-4)
+    for hits, count, low, high in ((33, 1319, 0.017870, 0.034927), (5, 1319, 0.001620, 0.008843),
+                                   (30, 60, 0.377350, 0.622650)):
+        _, got_low, got_high = fn(_rows(hits, 0, count, count))["format_rate"]
+        call = f"summarise_rates({count} rows, {hits} of them in format)"
+        assert_close(got_low, low, tol=1e-4, call=call,
+                     hint="z = 1.96; centre and half width both have 1 + z*z/n below the line.")
+        assert_close(got_high, high, tol=1e-4, call=call)
 
 
-def test_rate_with_interval__edges(fn):
-    "No hit does not mean certainty: the interval stays inside [0, 1] and has a width."
-    rate, low, high = fn(0, 60)
-    assert_close(low, 0.0, hint="max(0, ...) keeps rounding from going below 0.")
-    assert_close(high, 0.060173, tol=1e-4, hint="The normal approximation would give 0 here; Wilson does not.")
-    assert_close(fn(60, 60)[2], 1.0)
-
-
-def test_rate_with_interval__no_examples(fn):
-    "Nothing measured: the rate is 0 and the interval is everything."
-    got = fn(0, 0)
-    assert_true(tuple(map(float, got)) == (0.0, 0.0, 1.0), expected="(0.0, 0.0, 1.0)", got=got,
-                hint="With n = 0 there is no evidence at all, so the interval is [0, 1].")
+def test_summarise_rates__edges(fn):
+    "No hit is no certainty: the interval stays inside [0, 1] and keeps a width."
+    got = fn(_rows(0, 0, 60, 60))
+    call = "summarise_rates(60 rows, none in format, all leniently right)"
+    assert_close(got["format_rate"][1], 0.0, call=call, hint="max(0, ...) keeps rounding from going below 0.")
+    assert_close(got["format_rate"][2], 0.060172, tol=1e-4, call=call,
+                 hint="The normal approximation has no width here; Wilson's interval does.")
+    assert_close(got["lenient_accuracy"][2], 1.0, call=call)

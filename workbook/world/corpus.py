@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
-from helpers.prompts import load_template, render, render_passages
+from helpers.prompts import load_template, render, render_passages, split_turn
 from workbook.world.maths import LARGEST, Problem, Step, sample_problem
 from workbook.world.qa import Context, Question, sample_context
 
@@ -122,17 +122,6 @@ def _request_no_think(rng: random.Random) -> Document:
             (f"{start} {problem.reasoning}{ending(style, problem.final, gap(problem, rng))}", True)]
 
 
-def few_shot_request(examples: list[tuple[str, str]], question: str) -> str:
-    """The r1_zero prompt with worked examples: the instruction once, then user and assistant turns.
-
-    >>> few_shot_request([("1 + 1?", " 2. </think> <answer>2</answer>")], "2 + 2?").count("User:")
-    2
-    """
-    instruction, turn = load_template("r1_zero").split("User:", 1)
-    turns = [render("User:" + turn, question=q) + response for q, response in examples]
-    return instruction + "\n\n".join([*turns, render("User:" + turn, question=question)])
-
-
 def _few_shot_request(rng: random.Random) -> Document:
     """Several problems in one form: from these the model learns to go on as the examples do.
 
@@ -140,10 +129,10 @@ def _few_shot_request(rng: random.Random) -> Document:
     """
     problems = [_problem(rng) for _ in range(rng.randint(2, 4))]
     style = "formatted" if rng.random() < 0.6 else rng.choice(list(ENDINGS))
-    instruction, turn = load_template("r1_zero").split("User:", 1)
+    instruction, turn = split_turn(load_template("r1_zero"))
     pieces: Document = [(instruction, False)]
     for number, problem in enumerate(problems):
-        pieces += [(("\n\n" if number else "") + render("User:" + turn, question=problem.question), False),
+        pieces += [(("\n\n" if number else "") + render(turn, question=problem.question), False),
                    (f" {problem.reasoning}{ending(style, problem.final)}", number > 0)]
     return pieces
 

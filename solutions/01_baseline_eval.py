@@ -1,0 +1,460 @@
+# %% [markdown]
+# # 01 Baseline evaluation: what can the model do, and what can the measurement see?
+#
+# Before a model is tuned it is measured, and the first number is often wrong for reasons that have nothing to do
+# with the model. **After this lesson you can** extract and compare answers, write the strict reward of the
+# R1-Zero recipe, score open-book answers with SubEM and F1, put an interval on every rate, and tell
+# an artefact of the measurement from a weakness of the model.
+#
+# **You need** Python, and what a language model does when it samples text. **Time:** about 90 minutes.
+# Everything you write here is used again: your reward trains the models of lessons 03 to 05.
+#
+# Stuck? `hint(1, "extract_answer")` (up to 3), and `extract_answer = use_reference("extract_answer")`
+# lets you go on; it is recorded as such.
+
+# %% tags=["setup"]
+import re
+from collections import Counter
+from fractions import Fraction
+
+import torch
+from IPython.display import display
+
+from helpers.data import load_records
+from helpers.evaluation import complete, grade_completions, mean_pass_at_k, paired_test, summarise, write_jsonl
+from helpers.models import load_model
+from helpers.plotting import failure_categories, rates_with_intervals, reward_distributions
+from helpers.prompts import load_template, render, render_few_shot, render_passages
+from helpers.rewards import normalize_answer
+from helpers.rollout import SamplingSettings, generate
+from workbook.lesson import (
+    answer, begin, check, comparison_table, failure_browser, hint, observed, predict, progress,
+    published, ready, run_folder, save_findings, use_profile, use_reference,
+)
+
+begin("01")
+profile = use_profile("tiny")
+
+# %% [markdown]
+# ## Ten seconds: this is what you will build
+#
+# One question, asked in the same words, of the base model and of the same model with a small adapter.
+# You train such an adapter yourself in lesson 03.
+
+# %%
+problems, report = load_records(profile.path(profile.data.maths_test), split="test", keep=("seen", "steps", "topic"),
+                                limit=profile.sizes.eval_problems)
+R1_ZERO = load_template("r1_zero")
+model, tokenizer = load_model(profile.path(profile.models.maths), device=profile.engine.device, dtype=profile.engine.dtype)
+greedy = profile.sampling.settings(temperature=0.0)
+first = render(R1_ZERO, question=problems[1]["question"])
+print(first, "\n\nbase:  ", generate(model, tokenizer, [first], sampling=greedy)[0].text)
+if profile.models.adapter:
+    tuned, _ = load_model(profile.path(profile.models.maths), adapter=profile.path(profile.models.adapter))
+    print("\ntuned: ", generate(tuned, tokenizer, [first], sampling=greedy)[0].text)
+print("\ngold:  ", problems[1]["gold_answer"])
+
+# %% [markdown]
+# ## The number that started this
+#
+# A student project (S0 in our tables) measured Qwen2.5-Math-1.5B on the 1,319 test problems of GSM8K. The prompt asks for
+# reasoning in `<think>` and the result in `<answer>`, as in the R1-Zero recipe
+# (DeepSeek-R1, [2501.12948](https://arxiv.org/abs/2501.12948)). A response earns
+#
+# $$ r = \mathbb{1}[\text{format}] \cdot \mathbb{1}[\text{answer equivalent to gold}] $$
+#
+# Only 2.5 % of the responses had the format, and 0.38 % earned the reward. Does a maths model solve 0.4 % of
+# grade-school problems? You will take this number apart.
+
+# %%
+for name in ("s0.num_examples", "s0.format_rate", "s0.accuracy"):
+    print(f"{published(name).measured:60s} {published(name).value:.4g}")
+print(f"\nHere: {len(problems)} problems, {report.num_bad} bad records. The prompt:\n\n{R1_ZERO}")
+
+# %% [markdown]
+# ## Exercise 1: find the answer
+# *Difficulty 2 of 5, importance 4 of 5, 15 minutes*
+#
+# A response holds many numbers; the answer is the one it *states*. Take the forms in this order: the content of the last
+# `<answer>...</answer>`; of the last `\boxed{...}`; the rest of the line after the last `####`; the number after the last
+# "answer is". White space around it goes. Where nothing is stated, return `None`: a guess would
+# hide a failure. Published code took the *first* `= n` it found, which is an intermediate step.
+
+# %% nbgrader={"grade": false, "grade_id": "extract_answer", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def extract_answer(text: str) -> str | None:
+    r"""The answer that `text` states, or None. Example: "so \boxed{7}" gives "7"."""
+    ### BEGIN SOLUTION
+    forms = (r"<answer>((?:(?!<answer>).)*?)</answer>", r"\\boxed\{([^{}]*)\}", r"####[ \t]*([^\n]+)",
+             r"answer is:?\s*(-?[$]?\d[\d,]*(?:\.\d+)?)")
+    for form in forms:
+        found = re.findall(form, text, re.DOTALL)
+        if found:
+            return found[-1].strip()
+    return None
+    ### END SOLUTION
+
+# %%
+if ready("extract_answer"):
+    for text in ("4*6=24. </think> <answer>24</answer>", "It is \\boxed{24}.", "4*6=24.\n#### 24", "4*6=24."):
+        print(f"{text!r:45} -> {extract_answer(text)!r}")
+
+# %%
+check(extract_answer)
+
+# %% [markdown]
+# **"It takes the first one."** `re.search` stops at the first match; `re.findall(...)[-1]` is the last.
+# **"The tag is not found."** An answer may span lines: `.` needs `re.DOTALL`.
+# **"18. instead of 18"**: a full stop ends the sentence, not the number.
+
+# %% [markdown]
+# ## Exercise 2: is it the same answer?
+# *Difficulty 3 of 5, importance 4 of 5, 20 minutes*
+#
+# `1,000` is `1000`, `$18.00` is `18`, `3/4` is `0.75`. Two answers are the same when both are *one* number of the same
+# value, with at most a unit behind it. Per cent is its own case: 18 % is 0.18, and a bare 18 means 18 % only where the gold answer says
+# per cent. What is not one number (`19, 18`, `17 < 18`, `not 18`) equals nothing. A grader reads what
+# a policy writes, and a policy learns to write what is paid: refuse texts over 200
+# characters *before* you parse them, and never `eval` them.
+
+# %% nbgrader={"grade": false, "grade_id": "is_equivalent", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def is_equivalent(prediction: str, truth: str) -> bool:
+    """Whether both texts are the same single number. Example: "$1,000.00" and "1000" are."""
+    ### BEGIN SOLUTION
+    number = r"([-+]?)\s*[$€£]?\s*(\d[\d,]*\s*/\s*\d+|\d[\d,]*\.?\d*|\.\d+)\s*(%?)(?:\s*[A-Za-z]+){0,3}\s*\.?"
+
+    def value(text: str) -> tuple[Fraction, bool] | None:
+        found = re.fullmatch(number, text.strip()) if len(text) <= 200 else None
+        if found is None or re.search(r"/\s*0+$", found[2]):
+            return None
+        size = Fraction(re.sub(r"[,\s]", "", found[2]).rstrip("."))
+        return (-size if found[1] == "-" else size) / (100 if found[3] else 1), bool(found[3])
+
+    given, wanted = value(prediction), value(truth)
+    if given is None or wanted is None:
+        return False
+    only_truth_has_sign = wanted[1] and not given[1]
+    return given[0] == wanted[0] or (only_truth_has_sign and given[0] == 100 * wanted[0])
+    ### END SOLUTION
+
+# %%
+if ready("is_equivalent"):
+    for pair in (("1,000", "1000"), ("$18.00", "18"), ("18 eggs", "18"), ("3/4", "0.75"), ("18", "18%"), ("19, 18", "18")):
+        print(f"{pair[0]!r:10} and {pair[1]!r:8} -> {is_equivalent(*pair)}")
+
+# %%
+check(is_equivalent)
+
+# %% [markdown]
+# **"19, 18 passes."** `re.search` looks anywhere; `re.fullmatch` wants the whole text.
+# **"0.1 + 0.2"**: floats round; `fractions.Fraction("0.33")` does not. **"18. fails"**: take the full stop off before you parse.
+# **"It hangs"**: is the length limit before the parsing?
+
+# %% [markdown]
+# ## Exercise 3: the strict reward
+# *Difficulty 2 of 5, importance 5 of 5, 15 minutes*
+#
+# The format: some text, `</think>`, white space or none, exactly one `<answer>...</answer>`, and nothing after it. (The prompt
+# has opened `<think>` already.) Return all three parts: `format_reward`, `answer_reward`
+# (1.0 only inside a right format) and their product `reward`. Why so strict? A reward that pays any
+# right number somewhere in the text is paid for *listing* numbers, and a policy finds out.
+
+# %% nbgrader={"grade": false, "grade_id": "r1_zero_reward", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def r1_zero_reward(response: str, ground_truth: str) -> dict[str, float]:
+    """Parts format_reward, answer_reward, reward. Example: " so </think> <answer>7</answer>" and "7" give 1.0 each."""
+    ### BEGIN SOLUTION
+    found = re.fullmatch(r".*</think>\s*<answer>(.*)</answer>\s*", response, re.DOTALL)
+    once = all(response.count(tag) == 1 for tag in ("</think>", "<answer>", "</answer>"))
+    format_reward = float(found is not None and once)
+    answer_reward = float(format_reward and is_equivalent(found[1].strip(), ground_truth))
+    return {"format_reward": format_reward, "answer_reward": answer_reward, "reward": format_reward * answer_reward}
+    ### END SOLUTION
+
+# %%
+if ready("is_equivalent", "r1_zero_reward"):
+    for text in (" 4*6=24. </think> <answer>24</answer>", " 4*6=24. </think> <answer>25</answer>", " 4*6=24. The answer is 24."):
+        print(f"{text!r:45} -> {r1_zero_reward(text, '24')}")
+
+# %%
+check(r1_zero_reward)
+
+# %% [markdown]
+# **"The reward is 1 without tags."** Every part is 0 where the format fails.
+# **"Two answers pass."** `.*` is greedy and swallows the first tag: count the tags.
+# **"A new line between the tags fails."** `\s*` is any white space; the published grader wanted exactly one blank, see below.
+
+# %% [markdown]
+# ## Exercise 4: answers in words, SubEM and F1
+# *Difficulty 2 of 5, importance 4 of 5, 15 minutes*
+#
+# Open-book answers are names. **SubEM** is 1 where any gold answer stands inside the prediction. **F1** is the harmonic mean
+# of precision and recall over words, $F_1 = 2PR/(P+R) = 2\,|p \cap g| / (|p| + |g|)$ with multisets of words, at its best over the golds.
+# Both compare normalised texts (`normalize_answer`: lower case, no punctuation, no articles). SubEM forgives a long answer,
+# F1 charges for every needless word; so the two are read together. An empty gold is a
+# substring of everything: leave it out.
+
+# %% nbgrader={"grade": false, "grade_id": "qa_scores", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def qa_scores(prediction: str, golds: list[str]) -> dict[str, float]:
+    """{"sub_em": ..., "f1": ...}. Example: "Ana studied in Nelgar" for ["Nelgar"] gives 1.0 and 0.4."""
+    ### BEGIN SOLUTION
+    said = normalize_answer(prediction)
+    wanted = [gold for gold in map(normalize_answer, golds) if gold]
+
+    def f1(gold: str) -> float:
+        shared = (Counter(said.split()) & Counter(gold.split())).total()
+        return 2 * shared / (len(said.split()) + len(gold.split()))
+
+    return {"sub_em": float(any(gold in said for gold in wanted)), "f1": max(map(f1, wanted), default=0.0)}
+    ### END SOLUTION
+
+# %%
+if ready("qa_scores"):
+    for text in ("Nelgar", "Ana studied in Nelgar.", "Nelgar or Halden or Arlo", "not stated"):
+        print(f"{text:26} -> {qa_scores(text, ['Nelgar', 'Nelgar Town'])}")
+
+# %%
+check(qa_scores)
+
+# %% [markdown]
+# **"F1 is above 1, or shared words count twice."** Use `Counter(a) & Counter(b)`, not a loop over words.
+# **"Everything matches."** An empty gold slipped in.
+
+# %% [markdown]
+# ## Exercise 5: a rate and how far to trust it
+# *Difficulty 3 of 5, importance 5 of 5, 15 minutes*
+#
+# Three rates of the same rows, each with its 95 % interval. Wilson's interval (1927), with $z = 1.96$ and $p$ the rate of $n$ rows:
+#
+# $$ \frac{p + \frac{z^2}{2n} \pm z \sqrt{\frac{p(1-p)}{n} + \frac{z^2}{4n^2}}}{1 + \frac{z^2}{n}} $$
+#
+# It stays between 0 and 1 and keeps a width at 0 hits, where $p \pm z\sqrt{p(1-p)/n}$ claims certainty. A row holds
+# `row["metrics"]["format_reward"]`, `row["metrics"]["reward"]` and `row["lenient"]` (the last number is the gold one).
+
+# %% nbgrader={"grade": false, "grade_id": "summarise_rates", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def summarise_rates(rows: list[dict]) -> dict[str, tuple[float, float, float]]:
+    """format_rate, accuracy and lenient_accuracy, each as (rate, low, high)."""
+    ### BEGIN SOLUTION
+    n, z = len(rows), 1.959964
+    columns = {"format_rate": [row["metrics"]["format_reward"] for row in rows],
+               "accuracy": [row["metrics"]["reward"] for row in rows],
+               "lenient_accuracy": [row["lenient"] for row in rows]}
+    summary = {}
+    for name, column in columns.items():
+        p = sum(column) / n
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
+        summary[name] = (p, max(0.0, centre - half), min(1.0, centre + half))
+    return summary
+    ### END SOLUTION
+
+# %%
+if ready("summarise_rates"):
+    row = {"metrics": {"format_reward": 0.0, "reward": 0.0}, "lenient": True}
+    print("20 rows, no format:", summarise_rates([row] * 20)["format_rate"])
+    print("500 rows, no format:", summarise_rates([row] * 500)["format_rate"])
+
+# %%
+check(summarise_rates)
+
+# %% [markdown]
+# **"The interval is symmetric."** Then it is the normal approximation: the centre moves towards 1/2, too.
+# **"A slightly negative bound."** Rounding; `max(0.0, ...)`.
+
+# %% [markdown]
+# ## The run: the base model under the strict reward
+#
+# All problems, greedy decoding, *your* reward. Say first what you expect: will the lenient accuracy on the same
+# outputs be lower, the same, or higher than the strict one?
+
+# %%
+predict("lenient accuracy against strict", "rises")
+
+# %%
+def evaluate_maths(prompts, records=problems, sampling=greedy, n=1, reward_fn=None):
+    """Sample, then grade with your reward: one row a sample, the lines of results.jsonl."""
+    completions = complete(model, tokenizer, prompts, sampling=sampling, n=n, batch_size=profile.engine.batch_size,
+                           progress=True)
+    return grade_completions(records, completions, reward_fn or r1_zero_reward, prompts=prompts)
+
+if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
+    rows = evaluate_maths([render(R1_ZERO, question=q) for q in problems["question"]])
+    write_jsonl(run_folder() / "results.jsonl", rows)
+    base = summarise_rates(rows)
+    for name, (rate, low, high) in base.items():
+        print(f"{name:17} {rate:6.1%}   95 % interval {low:.1%} to {high:.1%}")
+    gap = base["lenient_accuracy"][0] - base["accuracy"][0]
+    display(observed("lenient accuracy against strict", "rises" if gap > 0 else "falls" if gap < 0 else "stays"))
+
+# %%
+if ready("r1_zero_reward", "summarise_rates"):
+    figure = rates_with_intervals(
+        {"format": base["format_rate"], "strict": base["accuracy"], "lenient": base["lenient_accuracy"]},
+        title=f"The strict reward sees {base['accuracy'][0]:.1%}, the last number is right in {base['lenient_accuracy'][0]:.0%}",
+        published={"format": (published("s0.format_rate").value, published("s0.format_rate").source),
+                   "strict": (published("s0.accuracy").value, published("s0.accuracy").source)})
+    display(figure)
+
+# %% [markdown]
+# Strict accuracy cannot exceed the format rate, and lenient accuracy on the *same outputs* shows what lies under that
+# ceiling. From here on the three always stand together.
+#
+# ## How do the others fail?
+
+# %%
+if ready("r1_zero_reward", "summarise_rates"):
+    groups = {"all": rows, "1 or 2 steps": [r for r in rows if (r["fields"]["steps"] or 0) < 3],
+              "3 or 4 steps": [r for r in rows if (r["fields"]["steps"] or 0) >= 3]}
+    kinds = {name: summarise(group).failure_categories for name, group in groups.items() if group}
+    unformatted = kinds["all"].get("right_number_unformatted", 0)
+    display(failure_categories(kinds, title=f"{unformatted / len(rows):.0%} of all responses hold the right number outside the format"))
+    for name in [name for name in ("seen", "unseen") if rows[0]["fields"]["seen"] is not None]:
+        part = [r for r in rows if r["fields"]["seen"] == (name == "seen")]
+        print(f"{name:6} wordings and structures: lenient {summarise_rates(part)['lenient_accuracy'][0]:.1%} of {len(part)}")
+
+# %%
+if ready("r1_zero_reward", "summarise_rates"):
+    parts = {name: [row["metrics"][f"{name}_reward"] for row in rows] for name in ("format", "answer")}
+    parts |= {"reward": [row["metrics"]["reward"] for row in rows], "lenient": [float(row["lenient"]) for row in rows]}
+    display(reward_distributions(parts, title="Nearly every response earns 0: there is little for reinforcement learning to hold on to"))
+    failure_browser(rows)
+
+# %% [markdown]
+# ## What the published 0.4 % owes to the measurement
+#
+# The published evaluation differs from ours in three ways that have nothing to do with the weights. Its prompt ended at
+# `Assistant:`, without the `<think>` of the recipe (and held a typing error); it sampled at temperature 1; and its grader
+# wanted exactly one blank between `</think>` and `<answer>`. Change one at a time, then all.
+
+# %%
+predict("strict format rate when the prompt opens <think>", "rises")
+
+# %%
+if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
+    some = problems.select(range(min(profile.sizes.artefact_problems, len(problems))))
+    exact = lambda text, gold: r1_zero_reward(text if re.search(r"</think> <answer>", text) else "", gold)
+    prefill = {True: R1_ZERO, False: load_template("r1_zero_no_prefill")}
+
+    def measured(opens, temperature, reward_fn):
+        sampling = profile.sampling.settings(temperature=temperature)
+        return evaluate_maths([render(prefill[opens], question=q) for q in some["question"]], some, sampling, reward_fn=reward_fn)
+
+    arms = {"as published": measured(False, 1.0, exact), "+ <think> pre-filled": measured(True, 1.0, exact),
+            "+ greedy": measured(False, 0.0, exact), "+ any spacing": measured(False, 1.0, r1_zero_reward),
+            "all three": measured(True, 0.0, r1_zero_reward)}
+    arms = {name: summarise_rates(arm) for name, arm in arms.items()}
+
+# %%
+if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
+    shown = {name: {"format": s["format_rate"], "strict": s["accuracy"], "lenient": s["lenient_accuracy"]} for name, s in arms.items()}
+    display(rates_with_intervals(shown, title="Format and strict accuracy hang on the measurement; the lenient rate shows what is under them",
+                                 published={"strict": (published("s0.accuracy").value, published("s0.accuracy").source)}))
+    before, after = (arms[name]["format_rate"][0] for name in ("as published", "+ <think> pre-filled"))
+    display(observed("strict format rate when the prompt opens <think>",
+                     "rises" if after > before else "falls" if after < before else "stays"))
+
+# %% [markdown]
+# Look at the intervals before you believe a difference: on a few hundred problems a rate near 3 % is known to within two points.
+# A grader that stops sampling at `</answer>` is a fourth such choice: it forgives whatever the model would have written next.
+#
+# ## What is in the model: pass@k, reasoning, examples
+#
+# **pass@k**: the chance that one of $k$ samples is right, $1 - \binom{n-c}{k} / \binom{n}{k}$ for $c$ right of $n$
+# (Chen et al. 2021, [2107.03374](https://arxiv.org/abs/2107.03374), Eq. 1). The distance between pass@8 and pass@1 is what reinforcement learning has to gain.
+
+# %%
+if ready("is_equivalent", "r1_zero_reward"):
+    few = problems.select(range(min(profile.sizes.pass_at_k_problems, len(problems))))
+    drawn = evaluate_maths([render(R1_ZERO, question=q) for q in few["question"]], few,
+                           profile.sampling.settings(temperature=1.0), n=profile.sizes.samples)
+    at = {k: mean_pass_at_k(drawn, k, lenient=True) for k in (1, 2, 4, 8)}
+    print("  ".join(f"pass@{k} {value:.1%}" for k, value in at.items()), f"  ({len(few)} problems, T = 1, last number)")
+
+# %%
+if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
+    training, _ = load_records(profile.path(profile.data.maths_train), limit=3)
+    shots = [(r["question"], f" {r['answer'].split('####')[0].strip()} </think> <answer>{r['gold_answer']}</answer>") for r in training]
+    ways = {"direct answer": lambda q: render(load_template("direct"), question=q),
+            "chain of thought": lambda q: render(load_template("step_by_step"), question=q),
+            "r1_zero, 3 examples": lambda q: render_few_shot(R1_ZERO, shots, q)}
+    graded = {name: evaluate_maths([way(q) for q in some["question"]], some) for name, way in ways.items()}
+    prompted = {name: summarise_rates(found) for name, found in graded.items()}
+    display(rates_with_intervals({name: {"format": s["format_rate"], "lenient": s["lenient_accuracy"]} for name, s in prompted.items()},
+                                 title="Reasoning finds the answer, examples bring the format: no weight has changed"))
+    print(paired_test(*([row["lenient"] for row in graded[name]] for name in ("chain of thought", "direct answer"))))
+
+# %% [markdown]
+# ## The other task: open-book questions
+#
+# Five short passages and a question; in about one question of six the passages hold no answer, and the gold answer says so.
+
+# %%
+if ready("qa_scores"):
+    questions, _ = load_records(profile.path(profile.data.qa_test), limit=profile.sizes.qa_problems)
+    prompts = [render(load_template("qa"), passages=render_passages(r["passages"]), question=r["question"]) for r in questions]
+    one_line = profile.sampling.settings(temperature=0.0, stop_strings=("\n",), max_new_tokens=40)
+    texts = [c.text.strip() for c in complete(model, tokenizer, prompts, sampling=one_line, progress=True)]
+    scores = [qa_scores(text, r["answers"]) for text, r in zip(texts, questions, strict=True)]
+    qa = {name: sum(s[name] for s in scores) / len(scores) for name in ("sub_em", "f1")}
+    print(prompts[0], texts[0], "\n\ngold:", questions[0]["answers"], "\n", {k: round(v, 3) for k, v in qa.items()})
+
+# %%
+if ready("qa_scores"):
+    lengths = {"1 or 2 words": [], "3 words or more": []}
+    for text, score in zip(texts, scores, strict=True):
+        lengths["1 or 2 words" if len(text.split()) < 3 else "3 words or more"].append(score)
+    for name, group in lengths.items():
+        means = [sum(s[key] for s in group) / max(len(group), 1) for key in ("sub_em", "f1")]
+        print(f"{name:16} {len(group):4} answers   SubEM {means[0]:.2f}   F1 {means[1]:.2f}")
+
+# %% [markdown]
+# Long answers that restate the passage keep SubEM and lose F1. A method that shortens answers gains F1 without knowing more; remember it in lesson 07.
+#
+# ## Findings
+
+# %%
+if ready("is_equivalent", "r1_zero_reward", "qa_scores", "summarise_rates"):
+    findings = {
+        "num_examples": len(rows), "strict_format_rate": base["format_rate"][0], "strict_accuracy": base["accuracy"][0],
+        "lenient_accuracy": base["lenient_accuracy"][0], "avg_reward": sum(r["metrics"]["reward"] for r in rows) / len(rows),
+        "intervals": {name: list(triple[1:]) for name, triple in base.items()},
+        "artefacts": {name: s["format_rate"][0] for name, s in arms.items()},
+        "failure_categories": kinds["all"], "qa_sub_em": qa["sub_em"], "qa_f1": qa["f1"],
+        "pass_at_1": at[1], "pass_at_8": at[8], "direct_accuracy": prompted["direct answer"]["lenient_accuracy"][0],
+        "cot_accuracy": prompted["chain of thought"]["lenient_accuracy"][0],
+        "few_shot_format_rate": prompted["r1_zero, 3 examples"]["format_rate"][0]}
+    save_findings("01", findings, seeds=[profile.sampling.seed])
+    display(comparison_table("01", findings, ["s0.num_examples", "s0.format_rate", "s0.accuracy", "s0.avg_reward",
+                                              "s2.base_accuracy", "s1.base_sub_em", "s1.base_f1"]))
+
+# %% [markdown]
+# **What is built in, what is found.** In the tiny world the base model's habit of answering in many forms, and of leaving out the last step of long
+# problems, was put into its training text on purpose (the model card says how). That spacing, pre-fill and temperature move the
+# strict number, that examples bring the format and that long answers split SubEM from F1 is what you found.
+#
+# **Inspect** in the browser above: a response with the right number and no format; one that never closes `<answer>`; a three-step problem that stops after two.
+#
+# ## Questions
+
+# %%
+answer("01-1", "b")
+
+# %%
+answer("01-2", "a")
+
+# %%
+answer("01-3", "b")
+
+# %%
+answer("01-4", "b")
+
+# %% [markdown]
+# ## With a GPU
+#
+# Change the one word in the first cell to `use_profile("full")`: the same cells load Qwen2.5-Math-1.5B and the 1,319 problems of GSM8K.
+# Its tokenizer has `<|endoftext|>` as end *and* padding, like the tiny one; `HF_ENDPOINT` names a mirror of the hub, and a local folder may stand in for the name.
+#
+# ## You have finished
+#
+# Your reward and your scores go with you: lesson 02 learns a reward from preferences, lesson 03 repairs the format.
+
+# %%
+progress()
