@@ -11,6 +11,7 @@ VERBS = {
     "run": "Run solutions and compare what they find with the published figures.",
     "eval": "Evaluate a model on a file of maths or open-book questions.",
     "progress": "Show what is done of each lesson.",
+    "reset": "Start a lesson afresh; your copy is kept under another name.",
     "build": "Build the lessons from their sources.",
     "test": "Run the tests (--all: the browser and every solution too).",
 }

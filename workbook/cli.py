@@ -103,6 +103,16 @@ def progress() -> None:
     print(show())
 
 
+@verb("reset")
+def reset(lesson: Annotated[str, typer.Argument(help="Its number, such as 01.")]) -> None:
+    from workbook.lab import reset_lesson
+    from workbook.setup import ROOT
+
+    aside = reset_lesson(lesson, ROOT / "lessons", ROOT / "work")
+    kept = f"; your copy is now work/{aside.name}" if aside else ""
+    print(f"Lesson {lesson} in work/ is fresh{kept}.")
+
+
 @verb("build")
 def build(
     lessons: Annotated[list[str] | None, typer.Argument(help="Numbers; default: all.")] = None,

@@ -5,6 +5,7 @@ import secrets
 import shutil
 import socket
 import sys
+import time
 from pathlib import Path
 
 from workbook.process import restart
@@ -58,6 +59,23 @@ def copy_lessons(lessons: Path, work: Path) -> list[Path]:
         shutil.copyfile(source, beside)
         os.replace(beside, work / source.name)
     return [work / source.name for source in fresh]
+
+
+def reset_lesson(number: str, lessons: Path, work: Path) -> Path | None:
+    """Put a fresh copy of a lesson into work/; the old one is renamed, and its new name returned.
+
+    Raises: ValueError for a lesson that does not exist.
+    """
+    found = [source for source in sorted(lessons.glob("*.ipynb")) if source.stem[:2] == number]
+    if not found:
+        known = ", ".join(source.stem[:2] for source in sorted(lessons.glob("*.ipynb")))
+        raise ValueError(f'There is no lesson "{number}"; there are: {known or "none"}.')
+    old, aside = work / found[0].name, None
+    if old.exists():
+        aside = old.with_stem(f"{old.stem}.{time.strftime('%Y%m%d-%H%M%S')}")
+        os.replace(old, aside)
+    copy_lessons(lessons, work)
+    return aside
 
 
 def free_port(wanted: int | None) -> int:

@@ -182,6 +182,22 @@ def test_copies_come_once_and_stay_the_learners(tmp_path):
     assert sorted(path.name for path in work.iterdir()) == ["01_a.ipynb", "02_b.ipynb"]
 
 
+def test_reset_keeps_the_old_copy_and_leaves_the_other_lessons(tmp_path):
+    lessons, work = tmp_path / "lessons", tmp_path / "work"
+    lessons.mkdir()
+    for name in ("01_a.ipynb", "02_b.ipynb"):
+        (lessons / name).write_text(notebook("blank"), encoding="utf-8")
+    assert lab.reset_lesson("01", lessons, work) is None  # nothing was there yet
+    for name in ("01_a.ipynb", "02_b.ipynb"):
+        (work / name).write_text("mine")
+    aside = lab.reset_lesson("01", lessons, work)
+    assert aside.read_text() == "mine" and aside.name.startswith("01_a.")
+    assert (work / "01_a.ipynb").read_text() == (lessons / "01_a.ipynb").read_text()
+    assert (work / "02_b.ipynb").read_text() == "mine"
+    with pytest.raises(ValueError, match='no lesson "09"; there are: 01, 02'):
+        lab.reset_lesson("09", lessons, work)
+
+
 def test_clone_without_lessons_is_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="is this a complete clone"):
         lab.copy_lessons(tmp_path, tmp_path / "work")
