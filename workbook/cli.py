@@ -12,11 +12,19 @@ from typing import Annotated
 import typer
 
 from workbook import VERBS
+from workbook.setup import ROOT
 
+ASSETS, RUNS = ROOT / "workbook" / "assets", ROOT / "runs"
 Profile = Annotated[str | None, typer.Option(help="tiny (default), small or full.")]
 Depth = Annotated[str | None, typer.Option(help="short (default), full or smoke.")]
 
+Out = Annotated[Path, typer.Option(help="Folder to write to.")]
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+world = typer.Typer(help=VERBS["world"])
+app.add_typer(world, name="world")
 
 
 def verb(name: str):
@@ -106,7 +114,6 @@ def progress() -> None:
 @verb("reset")
 def reset(lesson: Annotated[str, typer.Argument(help="Its number, such as 01.")]) -> None:
     from workbook.lab import reset_lesson
-    from workbook.setup import ROOT
 
     aside = reset_lesson(lesson, ROOT / "lessons", ROOT / "work")
     kept = f"; your copy is now work/{aside.name}" if aside else ""
@@ -129,6 +136,42 @@ def build(
     for problem in problems:
         print(problem, file=sys.stderr)
     return int(bool(problems))
+
+
+@world.command("data")
+def world_data(out: Out = ASSETS / "data") -> None:
+    """Generate every split of the problems from its seed."""
+    from workbook.world.data import write_data
+
+    print("\n".join(map(str, write_data(out))))
+
+
+@world.command("tokenizer")
+def world_tokenizer(out: Out = RUNS / "tokenizer") -> None:
+    """Train the tokenizer."""
+    from workbook.world.tokenizer import save_tokenizer
+
+    save_tokenizer(out)
+
+
+@world.command("pretrain")
+def world_pretrain(
+    out: Out = RUNS / "pretrain",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on.")] = 24_000_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and the corpus.")] = 0,
+) -> None:
+    """Pre-train the base model; copies are written on the way."""
+    from workbook.world.pretrain import pretrain
+
+    pretrain(out, tokens, seed=seed)
+
+
+@world.command("adapters")
+def world_adapters(out: Out = ASSETS / "adapters" / "sft") -> None:
+    """Fine-tune the small adapter that ships with the base model."""
+    from workbook.world.adapters import train_sft_adapter
+
+    print(f"last loss {train_sft_adapter(ASSETS / 'base', out):.3f}")
 
 
 @verb("test")

@@ -12,8 +12,8 @@ from workbook.setup import ROOT, missing, package_set, reachable
 HUB = "https://huggingface.co"
 MEMORY_GB = 2.0  # a notebook kernel with the tiny model takes about 1.6 GB
 BASE = ROOT / "workbook" / "assets" / "base"
-QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have now?"
-WORKED = " Tom has 3 + 4 = 7 apples."
+QUESTION = "Tom has 11 apples. Later Tom gets 8 apples from Ana. How many apples does Tom have now?"
+WORKED = " Later: 11+8=19. The answer is 19."
 REINSTALL = "delete .venv and run `python3 -m workbook doctor` again"
 INCOMPLETE = "the clone is not complete: `git status` shows what is missing"
 
@@ -118,7 +118,7 @@ def check_model() -> Finding:
 
 
 def check_answer() -> Finding:
-    """Answer one question, greedily."""
+    """Answer one question, greedily; a base model may be wrong, so the answer is only shown."""
     from helpers.prompts import load_template, render
     from helpers.rollout import SamplingSettings, generate
 
