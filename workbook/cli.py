@@ -85,6 +85,9 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
     spacing: Annotated[str, typer.Option(help="any, or exact as the published grader.")] = "any",
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends an answer; may be repeated.")
+    ] = None,
     profile: Profile = None,
 ) -> None:
     from workbook.evaluate import evaluate_file
@@ -100,6 +103,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         seed=seed,
         spacing=spacing,
+        stop=stop or None,
         profile=profile or "tiny",
     )
 
