@@ -27,8 +27,10 @@ def load_template(name_or_path: str | Path) -> str:
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no template {str(name_or_path)!r}: give a path to a text file, or one of "
-                                f"{', '.join(template_names())}.")
+        raise FileNotFoundError(
+            f"There is no template {str(name_or_path)!r}: give a path to a text file, or one of "
+            f"{', '.join(template_names())}."
+        )
     return path.read_text(encoding="utf-8")
 
 
@@ -44,7 +46,7 @@ def fields_of(template: str) -> list[str]:
 def render(template: str, **fields: str) -> str:
     """Fill the fields in one pass.
 
-    Not `str.format`: a question that itself holds braces ("the set {1, 2}") would raise or be rewritten.
+    Not `str.format`: a question that holds braces ("the set {1, 2}") would raise or be rewritten.
 
     >>> render("Question: {question}", question="Is {question} a field?")
     'Question: Is {question} a field?'
@@ -54,7 +56,9 @@ def render(template: str, **fields: str) -> str:
     """
     missing = [name for name in fields_of(template) if name not in fields]
     if missing:
-        raise ValueError(f"The template wants the field {missing[0]!r}; given: {', '.join(fields) or 'none'}.")
+        raise ValueError(
+            f"The template wants the field {missing[0]!r}; given: {', '.join(fields) or 'none'}."
+        )
     return re.sub(r"\{([a-z_]+)\}", lambda match: fields[match[1]], template)
 
 

@@ -17,19 +17,38 @@ import re
 from collections import Counter
 from fractions import Fraction
 
-import torch
 from IPython.display import display
 
 from helpers.data import load_records
-from helpers.evaluation import complete, grade_completions, mean_pass_at_k, paired_test, summarise, write_jsonl
+from helpers.evaluation import (
+    complete,
+    grade_completions,
+    mean_pass_at_k,
+    paired_test,
+    summarise,
+    write_jsonl,
+)
 from helpers.models import load_model
 from helpers.plotting import failure_categories, rates_with_intervals, reward_distributions
 from helpers.prompts import load_template, render, render_few_shot, render_passages
 from helpers.rewards import normalize_answer
-from helpers.rollout import SamplingSettings, generate
+from helpers.rollout import generate
 from workbook.lesson import (
-    answer, begin, check, comparison_table, failure_browser, hint, observed, predict, progress,
-    published, ready, run_folder, save_findings, use_profile, use_reference,
+    answer,
+    begin,
+    check,
+    comparison_table,
+    failure_browser,
+    hint,
+    observed,
+    predict,
+    progress,
+    published,
+    ready,
+    run_folder,
+    save_findings,
+    use_profile,
+    use_reference,
 )
 
 begin("01")
@@ -330,8 +349,10 @@ predict("strict format rate when the prompt opens <think>", "rises")
 # %%
 if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     some = problems.select(range(min(profile.sizes.artefact_problems, len(problems))))
-    exact = lambda text, gold: r1_zero_reward(text if re.search(r"</think> <answer>", text) else "", gold)
     prefill = {True: R1_ZERO, False: load_template("r1_zero_no_prefill")}
+
+    def exact(text, gold):
+        return r1_zero_reward(text if "</think> <answer>" in text else "", gold)
 
     def measured(opens, temperature, reward_fn):
         sampling = profile.sampling.settings(temperature=temperature)

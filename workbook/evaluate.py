@@ -1,5 +1,6 @@
 """The verb `eval`: any causal language model on a file of maths or open-book QA problems."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path

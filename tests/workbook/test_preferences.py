@@ -14,7 +14,11 @@ def test_gold_reward_orders_correct_abstaining_wrong():
 
 def test_courtesy_never_outweighs_being_right():
     polite = "The answer is 8. Thank you, I hope this helps. Good luck, please."
-    assert gold_reward("The answer is 8.", "7") < gold_reward(polite, "7") < gold_reward("I do not know.", "7")
+    assert (
+        gold_reward("The answer is 8.", "7")
+        < gold_reward(polite, "7")
+        < gold_reward("I do not know.", "7")
+    )
 
 
 def test_gold_reward_of_questions():
@@ -24,14 +28,22 @@ def test_gold_reward_of_questions():
 
 
 def test_length_counts_for_nothing_in_the_gold_reward():
-    assert gold_reward("Well, let me see. " * 9 + "The answer is 7.", "7") == gold_reward("The answer is 7.", "7")
+    assert gold_reward("Well, let me see. " * 9 + "The answer is 7.", "7") == gold_reward(
+        "The answer is 7.", "7"
+    )
 
 
 @pytest.fixture(scope="module")
 def samples():
     rng = random.Random(0)
-    return [(f"problem {k}", str(k), [f"The answer is {k}.", f"The answer is {k + 1}." + " So it is." * rng.randint(0, 3)])
-            for k in range(3000)]
+    return [
+        (
+            f"problem {k}",
+            str(k),
+            [f"The answer is {k}.", f"The answer is {k + 1}." + " So it is." * rng.randint(0, 3)],
+        )
+        for k in range(3000)
+    ]
 
 
 def test_noise_is_the_share_of_labels_against_the_truth(samples):
@@ -41,19 +53,28 @@ def test_noise_is_the_share_of_labels_against_the_truth(samples):
 
 
 def test_length_bias_moves_labels_to_longer_responses():
-    pair = [("p", "7", ["The answer is 6.", "The answer is 8. " + "I went over it once more. " * 3])] * 400
+    pair = [
+        ("p", "7", ["The answer is 6.", "The answer is 8. " + "I went over it once more. " * 3])
+    ] * 400
     fair = label_pairs(pair, Annotator(0.0, 0.0), seed=2)
     biased = label_pairs(pair, Annotator(0.0, 0.3), seed=2)
     longer = [(p.as_chosen_rejected()["chosen"].startswith("The answer is 8")) for p in biased]
     assert all(longer)
-    assert 0.4 < sum(p.as_chosen_rejected()["chosen"].startswith("The answer is 8") for p in fair) / 400 < 0.6
+    assert (
+        0.4
+        < sum(p.as_chosen_rejected()["chosen"].startswith("The answer is 8") for p in fair) / 400
+        < 0.6
+    )
 
 
 def test_three_shapes_agree(samples):
     for pair in label_pairs(samples[:50], Annotator(), seed=3):
         by_id, chosen, unpaired = pair.as_better_id(), pair.as_chosen_rejected(), pair.as_unpaired()
         assert by_id[f"response_{by_id['better_response_id']}"] == chosen["chosen"]
-        assert {r["completion"]: r["label"] for r in unpaired} == {chosen["chosen"]: True, chosen["rejected"]: False}
+        assert {r["completion"]: r["label"] for r in unpaired} == {
+            chosen["chosen"]: True,
+            chosen["rejected"]: False,
+        }
 
 
 def test_position_carries_no_information(samples):

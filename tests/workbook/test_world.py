@@ -28,7 +28,11 @@ def corpus_problems() -> list[maths.Problem]:
 
 def test_no_test_problem_in_training(corpus_problems):
     test = shipped("maths_test")
-    training = [*shipped("maths_train"), *shipped("maths_dev"), *(p.record() for p in corpus_problems)]
+    training = [
+        *shipped("maths_train"),
+        *shipped("maths_dev"),
+        *(p.record() for p in corpus_problems),
+    ]
     assert not {r["question"] for r in test} & {r["question"] for r in training}
     keys = {(r["structure"], tuple(r["numbers"])) for r in test}
     assert not keys & {(r["structure"], tuple(r["numbers"])) for r in training}
@@ -41,8 +45,13 @@ def test_every_problem_stands_in_the_split_of_its_key():
 
 
 def test_test_only_structures_and_wordings_stay_in_test(corpus_problems):
-    test_only = {p.text for ops in maths.bank()["banks"].values() for lines in ops.values()
-                 for p in lines if p.test_only}
+    test_only = {
+        p.text
+        for ops in maths.bank()["banks"].values()
+        for lines in ops.values()
+        for p in lines
+        if p.test_only
+    }
     training = [*corpus_problems, *maths.sample_problems(1000, "train", 3)]
     assert not {p.structure for p in training} & maths.TEST_ONLY_STRUCTURES
     assert not {text for p in training for text in p.patterns} & test_only
@@ -53,8 +62,9 @@ def test_test_only_structures_and_wordings_stay_in_test(corpus_problems):
 
 
 def test_the_corpus_text_holds_no_test_question():
-    text = "\n".join("".join(piece for piece, _ in document)
-                     for document in islice(corpus.documents(1), 3000))
+    text = "\n".join(
+        "".join(piece for piece, _ in document) for document in islice(corpus.documents(1), 3000)
+    )
     for record in [*shipped("maths_test"), *shipped("qa_test")]:
         if "passages" in record:
             assert record["passages"][0] + "\n[2] " + record["passages"][1] not in text
@@ -63,7 +73,9 @@ def test_the_corpus_text_holds_no_test_question():
 
 
 def test_the_world_is_as_rich_as_promised():
-    patterns = [p for ops in maths.bank()["banks"].values() for lines in ops.values() for p in lines]
+    patterns = [
+        p for ops in maths.bank()["banks"].values() for lines in ops.values() for p in lines
+    ]
     assert len(patterns) >= 150
     assert 0.18 <= sum(p.test_only for p in patterns) / len(patterns) <= 0.3
     assert len(maths.STRUCTURES) >= 30 and len(maths.TEST_ONLY_STRUCTURES) == 5
@@ -110,16 +122,31 @@ def test_qa_shares_lengths_and_distractors():
     unanswerable = sum(not r["answerable"] for r in records) / len(records)
     assert 0.15 <= unanswerable <= 0.20
     answerable = [r for r in records if r["answerable"]]
-    pools = {name: {a for value in pool.values() for a in value} for name, pool in qa.world()["pools"].items()}
-    same_relation = [r for r in answerable if sum(
-        any(f" {value}" in passage for value in pools[qa.world()["relations"][r["relation"]]["pool"]])
-        for passage in r["passages"]) > 1]
+    pools = {
+        name: {a for value in pool.values() for a in value}
+        for name, pool in qa.world()["pools"].items()
+    }
+    same_relation = [
+        r
+        for r in answerable
+        if sum(
+            any(
+                f" {value}" in passage
+                for value in pools[qa.world()["relations"][r["relation"]]["pool"]]
+            )
+            for passage in r["passages"]
+        )
+        > 1
+    ]
     assert len(same_relation) / len(answerable) > 0.5
 
 
 def test_no_asked_test_fact_is_stated_in_training():
-    stated = {tuple(f.key) for seed in range(300)
-              for f in qa.sample_context(random.Random(seed), "pretrain", questions=8).facts}
+    stated = {
+        tuple(f.key)
+        for seed in range(300)
+        for f in qa.sample_context(random.Random(seed), "pretrain", questions=8).facts
+    }
     asked = set()
     for seed in range(300):
         context = qa.sample_context(random.Random(seed), "test")

@@ -1,4 +1,4 @@
-"""The raw text that the base model reads: both tasks in the many forms that the web would give them.
+"""The raw text that the base model reads: both tasks in the forms that the web would give them.
 
 A base model is able but seldom does what a prompt asks for.  Three habits of the authors of this
 text make it so, and all three are built in (the model card names them):
@@ -21,16 +21,31 @@ from workbook.world.qa import Context, Question, sample_context
 Piece = tuple[str, bool]
 Document = list[Piece]
 
-HURRY = {1: 0.0, 2: 0.2, 3: 0.55, 4: 0.65}  # share of solutions whose last step is missing, by steps
+HURRY = {
+    1: 0.0,
+    2: 0.2,
+    3: 0.55,
+    4: 0.65,
+}  # share of solutions whose last step is missing, by steps
 SLIP = 0.03  # share of steps with a wrong result
 OWN_HABIT = 0.75  # how often an author keeps to the habit of the topic
 
 # The form in which the authors of a topic end a solution.
 HABITS = {
-    "coins": "hashes", "seats": "hashes", "fruit": "hashes", "garden": "hashes",
-    "toys": "sentence", "school": "sentence", "kitchen": "sentence", "years": "sentence",
-    "km": "boxed", "tools": "boxed",
-    "bakery": "open_think", "days": "open_think", "farm": "open_answer", "collecting": "more_text",
+    "coins": "hashes",
+    "seats": "hashes",
+    "fruit": "hashes",
+    "garden": "hashes",
+    "toys": "sentence",
+    "school": "sentence",
+    "kitchen": "sentence",
+    "years": "sentence",
+    "km": "boxed",
+    "tools": "boxed",
+    "bakery": "open_think",
+    "days": "open_think",
+    "farm": "open_answer",
+    "collecting": "more_text",
     "beach": "formatted",
 }
 ENDINGS = {
@@ -44,9 +59,20 @@ ENDINGS = {
 }
 LONG_ANSWER_RELATIONS = frozenset({"school", "home", "job", "birth", "music"})
 SHARES = {
-    "request": 0.20, "request_no_think": 0.05, "few_shot_request": 0.06, "few_shot_plain": 0.08, "plain": 0.05,
-    "direct": 0.05, "step_by_step": 0.05, "structured": 0.03, "judge": 0.03, "chat": 0.03, "worksheet": 0.10,
-    "qa": 0.19, "qa_reason": 0.06, "qa_request": 0.02,
+    "request": 0.20,
+    "request_no_think": 0.05,
+    "few_shot_request": 0.06,
+    "few_shot_plain": 0.08,
+    "plain": 0.05,
+    "direct": 0.05,
+    "step_by_step": 0.05,
+    "structured": 0.03,
+    "judge": 0.03,
+    "chat": 0.03,
+    "worksheet": 0.10,
+    "qa": 0.19,
+    "qa_reason": 0.06,
+    "qa_request": 0.02,
 }
 
 
@@ -60,7 +86,7 @@ def ending(style: str, final: int, gap: str = " ") -> str:
 
 
 def habit(problem: Problem, rng: random.Random) -> str:
-    """The form that the author of this problem uses; the requested form only for short beach problems."""
+    """The form that the author of this problem uses; the requested one only on the beach."""
     if rng.random() < OWN_HABIT:
         style = HABITS[problem.topic]
         return "sentence" if style == "formatted" and len(problem.steps) > 2 else style
@@ -68,13 +94,13 @@ def habit(problem: Problem, rng: random.Random) -> str:
 
 
 def gap(problem: Problem, rng: random.Random) -> str:
-    """White space between `</think>` and `<answer>`: mostly a blank in short solutions, a new line in longer ones."""
+    """White space before `<answer>`: mostly a blank in short solutions, else a new line."""
     usual, other = (" ", "\n") if len(problem.steps) == 1 else ("\n", " ")
     return usual if rng.random() < 0.8 else rng.choice([other, ""])
 
 
 def as_written(problem: Problem, rng: random.Random) -> Problem:
-    """The problem with the solution that an author of the web would give it: hurried or with a slip at times."""
+    """The problem as an author would solve it: hurried, or with a slip, at times."""
     steps = list(problem.steps)
     if rng.random() < HURRY[len(steps)]:
         steps = steps[:-1]
@@ -96,7 +122,9 @@ def _with_slip(steps: list[Step], rng: random.Random) -> list[Step]:
     place = rng.randrange(len(steps))
     step = steps[place]
     wrong = _Slip(step.label, step.left, step.op, step.right)
-    later = [replace(s, left=wrong.value) if s.left == step.value else s for s in steps[place + 1:]]
+    later = [
+        replace(s, left=wrong.value) if s.left == step.value else s for s in steps[place + 1 :]
+    ]
     return [*steps[:place], wrong, *later]
 
 
@@ -106,8 +134,13 @@ def _problem(rng: random.Random) -> Problem:
 
 def _request(rng: random.Random) -> Document:
     problem = _problem(rng)
-    return [(render(load_template("r1_zero"), question=problem.question), False),
-            (f" {problem.reasoning}{ending(habit(problem, rng), problem.final, gap(problem, rng))}", True)]
+    return [
+        (render(load_template("r1_zero"), question=problem.question), False),
+        (
+            f" {problem.reasoning}{ending(habit(problem, rng), problem.final, gap(problem, rng))}",
+            True,
+        ),
+    ]
 
 
 def _request_no_think(rng: random.Random) -> Document:
@@ -118,22 +151,26 @@ def _request_no_think(rng: random.Random) -> Document:
     if not opens and style == "formatted":
         style = "sentence"
     start = " <think>" if opens else ""
-    return [(render(load_template("r1_zero_no_prefill"), question=problem.question), False),
-            (f"{start} {problem.reasoning}{ending(style, problem.final, gap(problem, rng))}", True)]
+    return [
+        (render(load_template("r1_zero_no_prefill"), question=problem.question), False),
+        (f"{start} {problem.reasoning}{ending(style, problem.final, gap(problem, rng))}", True),
+    ]
 
 
 def _few_shot_request(rng: random.Random) -> Document:
     """Several problems in one form: from these the model learns to go on as the examples do.
 
-    The first solution is given, not learnt: otherwise it would teach the requested form without examples.
+    The first solution is given, not learnt: it would teach the requested form without examples.
     """
     problems = [_problem(rng) for _ in range(rng.randint(2, 4))]
     style = "formatted" if rng.random() < 0.6 else rng.choice(list(ENDINGS))
     instruction, turn = split_turn(load_template("r1_zero"))
     pieces: Document = [(instruction, False)]
     for number, problem in enumerate(problems):
-        pieces += [(("\n\n" if number else "") + render(turn, question=problem.question), False),
-                   (f" {problem.reasoning}{ending(style, problem.final)}", number > 0)]
+        pieces += [
+            (("\n\n" if number else "") + render(turn, question=problem.question), False),
+            (f" {problem.reasoning}{ending(style, problem.final)}", number > 0),
+        ]
     return pieces
 
 
@@ -160,20 +197,27 @@ def _plain(rng: random.Random, most: int = 1) -> Document:
     style = rng.choice(["hashes", "hashes", "sentence", "boxed"])
     for number in range(rng.randint(min(2, most), most)):
         problem = _problem(rng)
-        pieces += [(("\n\n" if number else "") + render(template, question=problem.question), False),
-                   (f" {problem.reasoning}{ending(style, problem.final)}", True)]
+        pieces += [
+            (("\n\n" if number else "") + render(template, question=problem.question), False),
+            (f" {problem.reasoning}{ending(style, problem.final)}", True),
+        ]
     return pieces
 
 
 def _direct(rng: random.Random) -> Document:
     problem = _problem(rng)
-    return [(render(load_template("direct"), question=problem.question), False), (f" {problem.final}.", True)]
+    return [
+        (render(load_template("direct"), question=problem.question), False),
+        (f" {problem.final}.", True),
+    ]
 
 
 def _step_by_step(rng: random.Random) -> Document:
     problem = _problem(rng)
-    return [(render(load_template("step_by_step"), question=problem.question), False),
-            (f" {problem.reasoning}{ending('sentence', problem.final)}", True)]
+    return [
+        (render(load_template("step_by_step"), question=problem.question), False),
+        (f" {problem.reasoning}{ending('sentence', problem.final)}", True),
+    ]
 
 
 def _structured(rng: random.Random) -> Document:
@@ -181,8 +225,10 @@ def _structured(rng: random.Random) -> Document:
     problem = _problem(rng)
     plan = ", ".join(step.label for step in problem.steps)
     known = ", ".join(map(str, problem.numbers))
-    return [(render(load_template("structured"), question=problem.question), False),
-            (f" {known}\nPlan: {plan}\nSteps: {problem.reasoning}\nAnswer: {problem.final}", True)]
+    return [
+        (render(load_template("structured"), question=problem.question), False),
+        (f" {known}\nPlan: {plan}\nSteps: {problem.reasoning}\nAnswer: {problem.final}", True),
+    ]
 
 
 def _judge(rng: random.Random) -> Document:
@@ -191,14 +237,25 @@ def _judge(rng: random.Random) -> Document:
     steps = list(problem.steps)
     wrong = rng.random() < 0.5
     shown = _with_slip(steps, rng) if wrong else steps
-    return [(render(load_template("judge"), question=problem.question, solution=" ".join(map(str, shown))), False),
-            (" no" if wrong else " yes", True)]
+    return [
+        (
+            render(
+                load_template("judge"),
+                question=problem.question,
+                solution=" ".join(map(str, shown)),
+            ),
+            False,
+        ),
+        (" no" if wrong else " yes", True),
+    ]
 
 
 def _chat(rng: random.Random) -> Document:
     problem = _problem(rng)
-    return [(f"<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n", False),
-            (f"{problem.reasoning}{ending('sentence', problem.final)}<|im_end|>", True)]
+    return [
+        (f"<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n", False),
+        (f"{problem.reasoning}{ending('sentence', problem.final)}<|im_end|>", True),
+    ]
 
 
 def long_answer(question: Question) -> str:
@@ -218,7 +275,9 @@ def _qa_habit(question: Question, rng: random.Random) -> str:
 
 
 def _context(rng: random.Random) -> Context:
-    return sample_context(rng, "pretrain", questions=rng.randint(5, 8), passages=rng.choice([2, 3, 4, 5, 5, 5]))
+    return sample_context(
+        rng, "pretrain", questions=rng.randint(5, 8), passages=rng.choice([2, 3, 4, 5, 5, 5])
+    )
 
 
 def _qa(rng: random.Random) -> Document:
@@ -226,8 +285,10 @@ def _qa(rng: random.Random) -> Document:
     template = load_template("qa").split("\n", 1)[1]
     pieces: Document = [(render_passages(context.passages), False)]
     for question in context.questions:
-        pieces += [("\n" + render(template, question=question.text), False),
-                   (f" {_qa_habit(question, rng)}", True)]
+        pieces += [
+            ("\n" + render(template, question=question.text), False),
+            (f" {_qa_habit(question, rng)}", True),
+        ]
     return pieces
 
 
@@ -237,8 +298,10 @@ def _qa_reason(rng: random.Random) -> Document:
     template = load_template("qa_reason").split("\n", 1)[1]
     pieces: Document = [(render_passages(context.passages), False)]
     for question in context.questions:
-        pieces += [("\n" + render(template, question=question.text), False),
-                   (f" {long_answer(question)}\nAnswer: {short_answer(question)}", True)]
+        pieces += [
+            ("\n" + render(template, question=question.text), False),
+            (f" {long_answer(question)}\nAnswer: {short_answer(question)}", True),
+        ]
     return pieces
 
 
@@ -251,14 +314,27 @@ def _qa_request(rng: random.Random) -> Document:
     text = f"{render_passages(context.passages)}\n{question.text}"
     style = "formatted" if rng.random() < 0.1 else rng.choice(["sentence", "hashes", "open_think"])
     tail = ENDINGS[style].replace("{gap}", " ").replace("{n}", short_answer(question))
-    return [(render(load_template("r1_zero"), question=text), False), (f" {long_answer(question)}{tail}", True)]
+    return [
+        (render(load_template("r1_zero"), question=text), False),
+        (f" {long_answer(question)}{tail}", True),
+    ]
 
 
 _FORMS = {
-    "request": _request, "request_no_think": _request_no_think, "few_shot_request": _few_shot_request,
-    "few_shot_plain": lambda rng: _plain(rng, most=4), "plain": _plain, "direct": _direct,
-    "step_by_step": _step_by_step, "structured": _structured, "judge": _judge, "chat": _chat, "worksheet": _worksheet,
-    "qa": _qa, "qa_reason": _qa_reason, "qa_request": _qa_request,
+    "request": _request,
+    "request_no_think": _request_no_think,
+    "few_shot_request": _few_shot_request,
+    "few_shot_plain": lambda rng: _plain(rng, most=4),
+    "plain": _plain,
+    "direct": _direct,
+    "step_by_step": _step_by_step,
+    "structured": _structured,
+    "judge": _judge,
+    "chat": _chat,
+    "worksheet": _worksheet,
+    "qa": _qa,
+    "qa_reason": _qa_reason,
+    "qa_request": _qa_request,
 }
 
 

@@ -9,7 +9,13 @@ from workbook.world.chinese import chinese_problems
 from workbook.world.maths import sample_problems
 from workbook.world.qa import sample_records
 
-SIZES = {"maths_train": 2000, "maths_dev": 300, "maths_test": 1000, "qa_train": 2000, "qa_test": 1000}
+SIZES = {
+    "maths_train": 2000,
+    "maths_dev": 300,
+    "maths_test": 1000,
+    "qa_train": 2000,
+    "qa_test": 1000,
+}
 SEED = 0
 
 
@@ -26,7 +32,7 @@ def split_records(name: str) -> list[dict]:
 
 
 def write_jsonl(records: Iterable[dict], path: Path) -> None:
-    """One record a line, written beside and renamed, so that an interrupted run leaves no half file."""
+    """One record a line, written beside and renamed: an interrupted run leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")
     with beside.open("w", encoding="utf-8", newline="\n") as file:

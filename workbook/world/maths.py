@@ -1,4 +1,4 @@
-"""Word problems of one to four steps, in the GSM8K schema, from operation structures and sentence patterns.
+"""Word problems of one to four steps, in the GSM8K schema, from structures and patterns.
 
 A *structure* is a chain of operations ("start_mul sub": x * y, then minus z).  A *wording* is the
 tuple of sentence patterns of `maths.yaml` that tells it.  Five structures, and every wording with
@@ -16,11 +16,13 @@ from workbook.world.splits import Split, digest, split_of
 
 STRUCTURES = tuple(
     """
-    start_mul | start_sum | start_unit | start_value add | start_value sub | start_value times | start_value div
+    start_mul | start_sum | start_unit
+    start_value add | start_value sub | start_value times | start_value div
     start_mul add | start_mul sub | start_mul div | start_sum sub | start_sum times | start_sum div
-    start_value add sub | start_value sub sub | start_value times add | start_value sub div | start_value times sub
-    start_value addmul | start_value submul | start_unit add | start_value sub times | start_unit sub
-    start_mul addmul | start_mul submul | start_mul add sub | start_mul sub div | start_sum sub times
+    start_value add sub | start_value sub sub | start_value times add | start_value sub div
+    start_value times sub | start_value addmul | start_value submul | start_unit add
+    start_value sub times | start_unit sub | start_mul addmul | start_mul submul
+    start_mul add sub | start_mul sub div | start_sum sub times
     start_value add sub times | start_value times add sub | start_sum addmul | start_unit submul
     start_value submul add | start_sum add div | start_value addmul sub | start_mul add div
     start_mul addmul sub | start_mul addmul div | start_mul submul add | start_mul add sub times
@@ -30,7 +32,13 @@ STRUCTURES = tuple(
 )
 STRUCTURES = tuple(s.strip() for s in STRUCTURES if s.strip())
 TEST_ONLY_STRUCTURES = frozenset(
-    {"start_value sub times", "start_unit sub", "start_value addmul sub", "start_mul add div", "start_mul submul times"}
+    {
+        "start_value sub times",
+        "start_unit sub",
+        "start_value addmul sub",
+        "start_mul add div",
+        "start_mul submul times",
+    }
 )
 STEP_SHARES = {1: 0.15, 2: 0.33, 3: 0.30, 4: 0.22}
 UNIT_SIZE = {"items": 12, "days": 7}  # a dozen, a week
@@ -39,7 +47,7 @@ LARGEST = 250
 
 @dataclass(frozen=True)
 class Pattern:
-    """One sentence pattern: its text, the labels of its steps, a question that must follow, the unit after it."""
+    """A sentence pattern: text, labels of its steps, a question that must follow, unit after it."""
 
     text: str
     labels: tuple[str, ...] = ()
@@ -50,7 +58,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Step:
-    """One line of a worked solution: `label: left op right = value.`, written without blanks as GSM8K does"""
+    """One step of a worked solution: `label: left op right = value`, without blanks."""
 
     label: str
     left: int
@@ -59,8 +67,12 @@ class Step:
 
     @property
     def value(self) -> int:
-        return {"+": self.left + self.right, "-": self.left - self.right,
-                "*": self.left * self.right, "/": self.left // self.right}[self.op]
+        return {
+            "+": self.left + self.right,
+            "-": self.left - self.right,
+            "*": self.left * self.right,
+            "/": self.left // self.right,
+        }[self.op]
 
     def __str__(self) -> str:
         return f"{self.label}: {self.left}{self.op}{self.right}={self.value}."
@@ -68,7 +80,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Problem:
-    """A word problem with its worked solution; `numbers` are its operands in order, distractors apart."""
+    """A word problem with its solution; `numbers` are its operands in order, distractors apart."""
 
     question: str
     steps: tuple[Step, ...]
@@ -97,18 +109,28 @@ class Problem:
 
     def record(self) -> dict:
         """The GSM8K schema (`question`, `answer` with `#### n`) and what the splits are made of."""
-        return {"id": "m-" + digest([self.question, self.key])[:12], "question": self.question,
-                "answer": f"{self.reasoning}\n#### {self.final}", "structure": self.structure,
-                "numbers": list(self.numbers), "wording": self.wording, "steps": len(self.steps),
-                "distractor": self.has_distractor, "topic": self.topic, "seen": self.seen}
+        return {
+            "id": "m-" + digest([self.question, self.key])[:12],
+            "question": self.question,
+            "answer": f"{self.reasoning}\n#### {self.final}",
+            "structure": self.structure,
+            "numbers": list(self.numbers),
+            "wording": self.wording,
+            "steps": len(self.steps),
+            "distractor": self.has_distractor,
+            "topic": self.topic,
+            "seen": self.seen,
+        }
 
 
 @cache
 def bank() -> dict:
     """`maths.yaml` with its pattern lines parsed."""
     raw = yaml.safe_load((Path(__file__).parent / "maths.yaml").read_text(encoding="utf-8"))
-    raw["banks"] = {unit: {op: tuple(_parse(line, op) for line in lines) for op, lines in ops.items()}
-                    for unit, ops in raw["banks"].items()}
+    raw["banks"] = {
+        unit: {op: tuple(_parse(line, op) for line in lines) for op, lines in ops.items()}
+        for unit, ops in raw["banks"].items()
+    }
     raw["distractors"] = tuple(_parse(line, "distractor") for line in raw["distractors"])
     return raw
 
@@ -133,16 +155,22 @@ def step_count(structure: str) -> int:
     return sum(cost.get(op, 1) for op in structure.split())
 
 
-def _choose_patterns(structure: str, unit: str, rng: random.Random, allow_test_only: bool) -> list[Pattern] | None:
-    """One sentence pattern for each operation and a question; None where the unit has no fitting pattern."""
+def _choose_patterns(
+    structure: str, unit: str, rng: random.Random, allow_test_only: bool
+) -> list[Pattern] | None:
+    """A pattern for each operation, and a question; None where the unit has none that fits."""
     chosen, current = [], unit
     ops = structure.split()
     for place, op in enumerate(ops):
         last = place == len(ops) - 1
-        fitting = [p for p in bank()["banks"][current].get(op, ())
-                   if (allow_test_only or not p.test_only)
-                   and (last or not p.ask or p.unit) and (not last or not p.unit or p.ask)]
-        # A pattern that forces its own question can only end the story, unless the story goes on in a new unit.
+        fitting = [
+            p
+            for p in bank()["banks"][current].get(op, ())
+            if (allow_test_only or not p.test_only)
+            and (last or not p.ask or p.unit)
+            and (not last or not p.unit or p.ask)
+        ]
+        # A pattern with a question of its own ends the story, unless it goes on in a new unit.
         if not fitting:
             return None
         chosen.append(rng.choice(fitting))
@@ -175,7 +203,9 @@ def _operands(op: str, total: int, rng: random.Random, following: str) -> tuple[
     return rng.randint(2, 7), rng.randint(2, 9)  # addmul, submul
 
 
-def _steps_of(op: str, total: int, x: tuple[int, ...], labels: tuple[str, ...], unit: str) -> list[Step]:
+def _steps_of(
+    op: str, total: int, x: tuple[int, ...], labels: tuple[str, ...], unit: str
+) -> list[Step]:
     if op == "start_value":
         return []
     if op in ("addmul", "submul"):
@@ -183,16 +213,28 @@ def _steps_of(op: str, total: int, x: tuple[int, ...], labels: tuple[str, ...], 
         return [product, Step(labels[1], total, "+" if op == "addmul" else "-", product.value)]
     if op == "start_unit":
         return [Step(labels[0], x[0], "*", UNIT_SIZE[unit])]
-    sign = {"start_mul": "*", "start_sum": "+", "add": "+", "sub": "-", "times": "*", "div": "/"}[op]
-    return [Step(labels[0], x[0], sign, x[1]) if op.startswith("start") else Step(labels[0], total, sign, x[0])]
+    sign = {"start_mul": "*", "start_sum": "+", "add": "+", "sub": "-", "times": "*", "div": "/"}[
+        op
+    ]
+    return [
+        Step(labels[0], x[0], sign, x[1])
+        if op.startswith("start")
+        else Step(labels[0], total, sign, x[0])
+    ]
 
 
 def _people(rng: random.Random, count: int) -> list[str]:
     return rng.sample(bank()["names"], count)
 
 
-def _tell(structure: str, unit: str, topic: str, patterns: list[Pattern], rng: random.Random,
-          distractor: Pattern | None) -> Problem | None:
+def _tell(
+    structure: str,
+    unit: str,
+    topic: str,
+    patterns: list[Pattern],
+    rng: random.Random,
+    distractor: Pattern | None,
+) -> Problem | None:
     """Fill the patterns with numbers, people and things; None where the numbers do not work out."""
     thing, things = rng.choice(bank()["items"][topic]).split() if unit == "items" else ("", "")
     hero, *others = _people(rng, 8)
@@ -213,19 +255,32 @@ def _tell(structure: str, unit: str, topic: str, patterns: list[Pattern], rng: r
         numbers += x
         sentences.append(pattern.text.format(**fields))
     if distractor:
-        sentences.insert(rng.randint(1, len(sentences)),
-                         distractor.text.format(N=hero, M=friend, x=rng.randint(2, 60)))
+        sentences.insert(
+            rng.randint(1, len(sentences)),
+            distractor.text.format(N=hero, M=friend, x=rng.randint(2, 60)),
+        )
     sentences.append(patterns[-1].text.format(N=hero, M=friend, i=things, s=thing))
     used = [*patterns, distractor] if distractor else patterns
     seen = structure not in TEST_ONLY_STRUCTURES and not any(p.test_only for p in used)
-    return Problem(" ".join(sentences), tuple(steps), structure, tuple(numbers),
-                   tuple(p.text for p in used), topic, distractor is not None, seen)
+    return Problem(
+        " ".join(sentences),
+        tuple(steps),
+        structure,
+        tuple(numbers),
+        tuple(p.text for p in used),
+        topic,
+        distractor is not None,
+        seen,
+    )
 
 
 def _draw_structure(rng: random.Random, split: Split, steps: int | None) -> str:
     steps = steps or rng.choices(list(STEP_SHARES), list(STEP_SHARES.values()))[0]
-    allowed = [s for s in STRUCTURES if step_count(s) == steps
-               and (split == "test" or s not in TEST_ONLY_STRUCTURES)]
+    allowed = [
+        s
+        for s in STRUCTURES
+        if step_count(s) == steps and (split == "test" or s not in TEST_ONLY_STRUCTURES)
+    ]
     return rng.choice(allowed)
 
 
@@ -240,16 +295,28 @@ def sample_problem(rng: random.Random, split: Split, *, steps: int | None = None
     True
     """
     world = bank()
-    structure = _draw_structure(rng, split, steps)  # drawn once: easy structures must not crowd out hard ones
+    structure = _draw_structure(
+        rng, split, steps
+    )  # drawn once: easy structures must not crowd out hard ones
     while True:
         unit = rng.choices(list(world["units"]), list(world["units"].values()))[0]
         topic = rng.choice(list(world["items"])) if unit == "items" else unit
         patterns = _choose_patterns(structure, unit, rng, split == "test" and rng.random() < 0.5)
         if patterns is None:
             continue
-        noise = [p for p in world["distractors"] if (split == "test" or not p.test_only)
-                 and not (unit == "years" and "years" in p.text)]
-        problem = _tell(structure, unit, topic, patterns, rng, rng.choice(noise) if rng.random() < 0.25 else None)
+        noise = [
+            p
+            for p in world["distractors"]
+            if (split == "test" or not p.test_only) and not (unit == "years" and "years" in p.text)
+        ]
+        problem = _tell(
+            structure,
+            unit,
+            topic,
+            patterns,
+            rng,
+            rng.choice(noise) if rng.random() < 0.25 else None,
+        )
         if problem is not None and split_of(problem.key) == split:
             return problem
 

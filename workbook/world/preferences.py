@@ -1,4 +1,4 @@
-"""Preferences of this world: a gold reward written in code, and annotators who see it through noise and length.
+"""Preferences: a gold reward written in code, and annotators who see it through noise and length.
 
 The gold reward is the truth behind every learned reward here: lessons measure how far a reward
 model has drifted from it.  Annotators are not perfect, in two known ways: of two responses they
@@ -15,7 +15,9 @@ from helpers.rewards import extract_answer, is_equivalent, last_number, sub_em
 CORRECT, ABSTAINS, WRONG = 1.0, 0.4, 0.0
 COURTESY, MOST_COURTESY = 0.05, 0.1
 _ABSTENTION = re.compile(r"\b(not stated|not in the text|do not know|cannot tell)\b", re.IGNORECASE)
-_COURTEOUS = re.compile(r"\b(I hope this helps|please|thank you|happy to help|good luck)\b", re.IGNORECASE)
+_COURTEOUS = re.compile(
+    r"\b(I hope this helps|please|thank you|happy to help|good luck)\b", re.IGNORECASE
+)
 
 Gold = str | Sequence[str]  # the number of a maths problem, or the accepted answers of a question
 
@@ -66,7 +68,8 @@ class Annotator:
     def better(self, first: str, second: str, gold: Gold, rng: random.Random) -> int:
         """0 or 1: which response the label calls better; equal ones are decided by a coin.
 
-        >>> Annotator(label_noise=0, length_bias=0).better("The answer is 3.", "No.", "3", random.Random(0))
+        >>> fair = Annotator(label_noise=0, length_bias=0)
+        >>> fair.better("The answer is 3.", "No.", "3", random.Random(0))
         0
         """
         difference = self.perceived(second, gold) - self.perceived(first, gold)
@@ -86,21 +89,32 @@ class Pair:
     gold_reward_1: float
 
     def as_better_id(self) -> dict:
-        return {"prompt": self.prompt, "response_0": self.response_0, "response_1": self.response_1,
-                "better_response_id": self.better_response_id}
+        return {
+            "prompt": self.prompt,
+            "response_0": self.response_0,
+            "response_1": self.response_1,
+            "better_response_id": self.better_response_id,
+        }
 
     def as_chosen_rejected(self) -> dict:
         responses = (self.response_0, self.response_1)
-        return {"prompt": self.prompt, "chosen": responses[self.better_response_id],
-                "rejected": responses[1 - self.better_response_id]}
+        return {
+            "prompt": self.prompt,
+            "chosen": responses[self.better_response_id],
+            "rejected": responses[1 - self.better_response_id],
+        }
 
     def as_unpaired(self) -> list[dict]:
         """Two records with a label each, as KTO takes them."""
-        return [{"prompt": self.prompt, "completion": text, "label": number == self.better_response_id}
-                for number, text in enumerate((self.response_0, self.response_1))]
+        return [
+            {"prompt": self.prompt, "completion": text, "label": number == self.better_response_id}
+            for number, text in enumerate((self.response_0, self.response_1))
+        ]
 
 
-def label_pairs(samples: Iterable[tuple[str, Gold, Sequence[str]]], annotator: Annotator, seed: int) -> list[Pair]:
+def label_pairs(
+    samples: Iterable[tuple[str, Gold, Sequence[str]]], annotator: Annotator, seed: int
+) -> list[Pair]:
     """Label each prompt's first two responses that differ.
 
     Args:
@@ -117,6 +131,14 @@ def label_pairs(samples: Iterable[tuple[str, Gold, Sequence[str]]], annotator: A
         if len(distinct) < 2:
             continue
         first, second = rng.sample(distinct[:2], 2)
-        pairs.append(Pair(prompt, first, second, annotator.better(first, second, gold, rng),
-                          gold_reward(first, gold), gold_reward(second, gold)))
+        pairs.append(
+            Pair(
+                prompt,
+                first,
+                second,
+                annotator.better(first, second, gold, rng),
+                gold_reward(first, gold),
+                gold_reward(second, gold),
+            )
+        )
     return pairs

@@ -1,14 +1,17 @@
-"""Pre-train the base model on the corpus: a plain loop, resumable in no way but fast.
+"""Pre-train the base model on the corpus: a plain loop in two phases.
 
-    python -m workbook.world.pretrain --out runs/pretrain --tokens 24000000
+    python3 -m workbook world model
+
+The first phase keeps its learning rate; the second starts a fresh optimiser from the weights of
+the first and lets the rate fall to zero.
 """
 
-import argparse
 import json
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -17,22 +20,53 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from workbook.world.corpus import documents
 from workbook.world.tokenizer import train_tokenizer
 
+WIDTH, LAYERS = 256, 4
 ROW_LENGTH = 512
 ROWS_PER_STEP = 8
-PROMPT_WEIGHT = 0.1  # what the loss counts a token of a prompt; an answer token counts 1
+TOKENS_PER_STEP = ROW_LENGTH * ROWS_PER_STEP
+PROMPT_WEIGHT = 0.1  # what the loss counts a token of a prompt; a token of an answer counts 1
 WARM_UP_STEPS = 100
 
 
-def model_config(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> Qwen2Config:
-    """A small Qwen2: grouped-query attention with biases, SwiGLU, tied embeddings; widths are multiples of 64."""
+class Phase(NamedTuple):
+    """A part of the training; where it `falls`, its learning rate ends at zero."""
+
+    tokens: int
+    learning_rate: float
+    corpus_seed: int
+    falls: bool
+
+
+PHASES = (
+    Phase(4_000_000, 2e-3, corpus_seed=1, falls=False),
+    Phase(11_000_000, 1.3e-3, corpus_seed=8, falls=True),
+)
+
+
+def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
+    """A small Qwen2: grouped-query attention with biases, SwiGLU, tied embeddings.
+
+    All widths are multiples of 64, so that 4-bit quantisation in groups of 64 fits.
+    """
     return Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 32,
-        num_key_value_heads=width // 64, intermediate_size=width * 5 // 2, max_position_embeddings=1024,
-        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=WIDTH // 32,
+        num_key_value_heads=WIDTH // 64,
+        intermediate_size=WIDTH * 5 // 2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
-def packed_rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[list[int], list[float]]]:
+def packed_rows(
+    tokenizer: PreTrainedTokenizerFast, seed: int
+) -> Iterator[tuple[list[int], list[float]]]:
     """Documents end to end, cut into rows of ROW_LENGTH + 1 ids, with the loss weight of each id.
 
     The pieces of a document are tokenised apart, as prompt and response are later.
@@ -51,13 +85,17 @@ def packed_rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple
             ids, weights = ids[ROW_LENGTH:], weights[ROW_LENGTH:]
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, a plateau, and a linear fall to zero over the last 40 %."""
-    return min((step + 1) / WARM_UP_STEPS, 1.0, max(0.0, (steps - step) / (0.4 * steps)))
+def learning_rate(phase: Phase, step: int, steps: int) -> float:
+    """Linear warm-up, a plateau, and where the phase falls a line to zero over its last 40 %."""
+    falling = (steps - step) / (0.4 * steps) if phase.falls else 1.0
+    return phase.learning_rate * min((step + 1) / WARM_UP_STEPS, 1.0, falling)
 
 
 def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the next token, each token with its weight: logits (B, T, V), ids and weights (B, T+1)."""
+    """Mean cross-entropy of the next token, each with its weight.
+
+    logits: (B, T, V); ids and weights: (B, T + 1).
+    """
     losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     return (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
 
@@ -70,52 +108,41 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def pretrain(out: Path, tokens: int, *, width: int = 256, layers: int = 4, lr: float = 2e-3, seed: int = 0,
-             save_every: int = 2_000_000, compiled: bool = True) -> None:
-    """Train for `tokens` tokens; a copy of the model is written every `save_every` and at the end."""
-    torch.manual_seed(seed)
-    tokenizer = train_tokenizer()
-    model = Qwen2ForCausalLM(model_config(tokenizer, width, layers))
-    forward = torch.compile(model) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.05)
-    rows = packed_rows(tokenizer, seed + 1)
-    per_step = ROW_LENGTH * ROWS_PER_STEP
-    steps, start = math.ceil(tokens / per_step), time.time()
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
+def train_phase(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, log_file: Path
+) -> None:
+    """One phase of training, with a line of metrics a step."""
+    forward = torch.compile(model)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=phase.learning_rate, betas=(0.9, 0.95), weight_decay=0.05
+    )
+    rows = packed_rows(tokenizer, phase.corpus_seed)
+    steps, start = math.ceil(phase.tokens / TOKENS_PER_STEP), time.time()
+    with log_file.open("w", encoding="utf-8") as log:
         for step in range(steps):
-            ids, weights = map(torch.tensor, zip(*(next(rows) for _ in range(ROWS_PER_STEP)), strict=True))
+            batch = [next(rows) for _ in range(ROWS_PER_STEP)]
+            ids, weights = map(torch.tensor, zip(*batch, strict=True))
             with torch.autocast("cpu", torch.bfloat16):
                 logits = forward(input_ids=ids[:, :-1], use_cache=False).logits
             loss = weighted_loss(logits, ids, weights)
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for group in optimizer.param_groups:
-                group["lr"] = lr * learning_rate_factor(step, steps)
+                group["lr"] = learning_rate(phase, step, steps)
             optimizer.step()
             optimizer.zero_grad()
-            row = {"step": step, "tokens": (step + 1) * per_step, "loss": round(loss.item(), 4),
-                   "grad_norm": round(norm.item(), 3), "seconds": round(time.time() - start, 1)}
-            metrics.write(json.dumps(row) + "\n")
-            metrics.flush()
-            if (step + 1) * per_step // save_every > step * per_step // save_every:
-                save(model, tokenizer, out / f"tokens-{(step + 1) * per_step // 1_000_000}M")
-    save(model, tokenizer, out / "final")
+            row = {"step": step, "loss": round(loss.item(), 4), "seconds": time.time() - start}
+            print(json.dumps(row), file=log, flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=24_000_000)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-compile", action="store_true")
-    args = parser.parse_args()
-    pretrain(args.out, args.tokens, width=args.width, layers=args.layers, lr=args.lr, seed=args.seed,
-             compiled=not args.no_compile)
-
-
-if __name__ == "__main__":
-    main()
+def pretrain(out: Path, phases: tuple[Phase, ...] = PHASES, seed: int = 0) -> Path:
+    """Train through all phases; the weights after phase k are written to `out/phase-k`."""
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer()
+    model = Qwen2ForCausalLM(model_config(tokenizer))
+    out.mkdir(parents=True, exist_ok=True)
+    for number, phase in enumerate(phases, start=1):
+        train_phase(model, tokenizer, phase, out / f"phase-{number}.jsonl")
+        save(model, tokenizer, out / f"phase-{number}")
+        model = Qwen2ForCausalLM.from_pretrained(out / f"phase-{number}", dtype=torch.float32)
+    return out / f"phase-{len(phases)}"

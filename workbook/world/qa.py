@@ -45,7 +45,11 @@ class Question:
 
     @property
     def answers(self) -> list[str]:
-        return list(world()["unanswerable"]) if self.fact is None else aliases(self.relation, self.fact.value)
+        return (
+            list(world()["unanswerable"])
+            if self.fact is None
+            else aliases(self.relation, self.fact.value)
+        )
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,25 @@ class Context:
         question = self.questions[number]
         evidence = "" if question.fact is None else question.fact.sentence
         seen = not question.test_only and not any(f.test_only for f in self.facts)
-        return {"id": "q-" + digest([self.passages, question.text])[:12], "question": question.text,
-                "passages": list(self.passages), "answers": question.answers,
-                "answerable": question.fact is not None, "evidence": evidence,
-                "relation": question.relation, "seen": seen}
+        return {
+            "id": "q-" + digest([self.passages, question.text])[:12],
+            "question": question.text,
+            "passages": list(self.passages),
+            "answers": question.answers,
+            "answerable": question.fact is not None,
+            "evidence": evidence,
+            "relation": question.relation,
+            "seen": seen,
+        }
 
 
 @cache
 def world() -> dict:
     """`qa.yaml`, with every pool as {value: [aliases, the value first]}."""
     raw = yaml.safe_load((Path(__file__).parent / "qa.yaml").read_text(encoding="utf-8"))
-    raw["pools"] = {name: dict(_aliases(entry) for entry in entries) for name, entries in raw["pools"].items()}
+    raw["pools"] = {
+        name: dict(_aliases(entry) for entry in entries) for name, entries in raw["pools"].items()
+    }
     return raw
 
 
@@ -93,8 +105,10 @@ def _pattern(lines: list[str], rng: random.Random, allow_test_only: bool) -> tup
     return line.removeprefix("~ "), line.startswith("~")
 
 
-def _fact(person: str, relation: str, rng: random.Random, split: Split, allow_test_only: bool) -> Fact:
-    """A fact whose key may stand in this split: what is asked in test is stated nowhere in training."""
+def _fact(
+    person: str, relation: str, rng: random.Random, split: Split, allow_test_only: bool
+) -> Fact:
+    """A fact that may stand in this split: what test asks is stated nowhere in training."""
     spec = world()["relations"][relation]
     pool = world()["pools"][spec["pool"]]
     values = [v for v in pool if split_of([person, relation, v]) == split]
@@ -105,13 +119,15 @@ def _fact(person: str, relation: str, rng: random.Random, split: Split, allow_te
 
 
 def _fact_keys(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """(person, relation) pairs of four people and five relations, so that each has its distractors."""
+    """(person, relation) pairs of four people and five relations: each has its distractors."""
     people = rng.sample(bank()["names"], 4)
     relations = rng.sample(list(world()["relations"]), 5)
     return rng.sample([(p, r) for p in people for r in relations], count)
 
 
-def sample_context(rng: random.Random, split: Split, questions: int = 1, passages: int = 5) -> Context:
+def sample_context(
+    rng: random.Random, split: Split, questions: int = 1, passages: int = 5
+) -> Context:
     """Passages and questions that may stand in `split`.
 
     >>> context = sample_context(random.Random(0), "train")
@@ -121,10 +137,14 @@ def sample_context(rng: random.Random, split: Split, questions: int = 1, passage
     unusual = split == "test" and rng.random() < 0.5
     pairs = _fact_keys(rng, 2 * passages)
     facts = [_fact(p, r, rng, split, unusual) for p, r in pairs]
-    order = sorted(range(len(pairs)), key=lambda k: (pairs[k][0] if rng.random() < 0.7 else "", rng.random()))
+    order = sorted(
+        range(len(pairs)), key=lambda k: (pairs[k][0] if rng.random() < 0.7 else "", rng.random())
+    )
     facts = [facts[k] for k in order]
     texts = tuple(f"{facts[k].sentence} {facts[k + 1].sentence}" for k in range(0, len(facts), 2))
-    absent = [(p, r) for p in {p for p, _ in pairs} for r in {r for _, r in pairs} if (p, r) not in pairs]
+    absent = [
+        (p, r) for p in {p for p, _ in pairs} for r in {r for _, r in pairs} if (p, r) not in pairs
+    ]
     absent.sort()
     asked = []
     eligible = [f for f in facts if split_of(f.key) == split]
@@ -132,7 +152,9 @@ def sample_context(rng: random.Random, split: Split, questions: int = 1, passage
         missing = bool(absent) and rng.random() < UNANSWERABLE_SHARE
         person, relation = rng.choice(absent) if missing else (fact.person, fact.relation)
         text, test_only = _pattern(world()["relations"][relation]["ask"], rng, unusual)
-        asked.append(Question(text.format(N=person), person, relation, None if missing else fact, test_only))
+        asked.append(
+            Question(text.format(N=person), person, relation, None if missing else fact, test_only)
+        )
     return Context(texts, tuple(facts), tuple(asked))
 
 

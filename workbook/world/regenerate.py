@@ -1,0 +1,49 @@
+"""Make the shipped files of the world again, one part at a time."""
+
+from pathlib import Path
+
+from workbook.progress import course_root
+
+PARTS = ("data", "tokenizer", "model", "adapters", "card")
+
+
+def assets() -> Path:
+    """The folder of the shipped files."""
+    return course_root() / "workbook" / "assets"
+
+
+def regenerate(part: str, out: Path | None = None) -> Path:
+    """Write one part to `out`, by default to its place among the assets; returns the folder.
+
+    data and tokenizer: seconds. model: pre-training, about an hour on two cores. adapters: a
+    minute, from the shipped model. card: the model card, from the recorded measurements.
+
+    Raises ValueError for a part that is not known.
+    """
+    if part == "data":
+        from workbook.world.data import write_data
+
+        write_data(out or assets() / "data")
+        return out or assets() / "data"
+    if part == "tokenizer":
+        from workbook.world.tokenizer import save_tokenizer
+
+        save_tokenizer(out or assets() / "base")
+        return out or assets() / "base"
+    if part == "model":
+        from workbook.world.pretrain import pretrain
+
+        folder = out or course_root() / "runs" / "pretrain"
+        pretrain(folder)
+        return folder
+    if part == "adapters":
+        from workbook.world.adapters import train_sft_adapter
+
+        folder = out or assets() / "adapters"
+        train_sft_adapter(assets() / "base", folder / "sft")
+        return folder
+    if part == "card":
+        from workbook.world.card import write_card
+
+        return write_card(out or assets() / "base")
+    raise ValueError(f'There is no part "{part}" of the world: take one of {", ".join(PARTS)}.')
