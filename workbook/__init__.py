@@ -13,6 +13,6 @@ VERBS = {
     "progress": "Show what is done of each lesson.",
     "reset": "Start a lesson afresh; your copy is kept under another name.",
     "build": "Build the lessons from their sources.",
-    "world": "Make the data, the base model and the adapters again, as they were made.",
+    "world": "Make the data, tokenizer, model, adapters or card again from their seeds.",
     "test": "Run the tests (--all: the browser and every solution too).",
 }

@@ -14,17 +14,10 @@ import typer
 from workbook import VERBS
 from workbook.setup import ROOT
 
-ASSETS, RUNS = ROOT / "workbook" / "assets", ROOT / "runs"
 Profile = Annotated[str | None, typer.Option(help="tiny (default), small or full.")]
 Depth = Annotated[str | None, typer.Option(help="short (default), full or smoke.")]
 
-Out = Annotated[Path, typer.Option(help="Folder to write to.")]
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-world = typer.Typer(help=VERBS["world"])
-app.add_typer(world, name="world")
 
 
 def verb(name: str):
@@ -142,40 +135,14 @@ def build(
     return int(bool(problems))
 
 
-@world.command("data")
-def world_data(out: Out = ASSETS / "data") -> None:
-    """Generate every split of the problems from its seed."""
-    from workbook.world.data import write_data
-
-    print("\n".join(map(str, write_data(out))))
-
-
-@world.command("tokenizer")
-def world_tokenizer(out: Out = RUNS / "tokenizer") -> None:
-    """Train the tokenizer."""
-    from workbook.world.tokenizer import save_tokenizer
-
-    save_tokenizer(out)
-
-
-@world.command("pretrain")
-def world_pretrain(
-    out: Out = RUNS / "pretrain",
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on.")] = 24_000_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and the corpus.")] = 0,
+@verb("world")
+def world(
+    part: Annotated[str, typer.Argument(help="data, tokenizer, model, adapters or card.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
 ) -> None:
-    """Pre-train the base model; copies are written on the way."""
-    from workbook.world.pretrain import pretrain
+    from workbook.world.regenerate import regenerate
 
-    pretrain(out, tokens, seed=seed)
-
-
-@world.command("adapters")
-def world_adapters(out: Out = ASSETS / "adapters" / "sft") -> None:
-    """Fine-tune the small adapter that ships with the base model."""
-    from workbook.world.adapters import train_sft_adapter
-
-    print(f"last loss {train_sft_adapter(ASSETS / 'base', out):.3f}")
+    print(regenerate(part, out))
 
 
 @verb("test")
