@@ -11,6 +11,7 @@ Below them: the statistics that belong beside every rate (Wilson and bootstrap i
 paired test, pass@k).
 """
 
+import hashlib
 import json
 import os
 import time
@@ -398,3 +399,9 @@ def _write(path: str | Path, text: str) -> None:
     # Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape.
     beside.write_bytes(text.encode("utf-8", "backslashreplace"))
     os.replace(beside, path)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file: says of which weights a measurement is."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from scipy.stats import binomtest
 from torch.nn import functional as F
 
+from helpers.evaluation import file_digest
 from helpers.logprobs import pad_prompt_and_response, response_log_probs
 from helpers.models import load_model
 from helpers.prompts import load_template, render, render_few_shot, render_passages
@@ -371,8 +372,10 @@ def qa_chain(base, tokenizer, records: list[dict], seed: int, log) -> dict:
 
 
 def merged(path: Path, found: dict) -> dict:
-    """With what earlier calls measured, so that seeds can run side by side."""
+    """With what earlier calls measured on the same weights, so that seeds can run side by side."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if known.get("weights") != found["weights"]:
+        known = {}
     return known | found | {"chain": known.get("chain", {}) | found["chain"]}
 
 
@@ -398,6 +401,7 @@ def main() -> None:
         return {k: v for k, v in result.items() if k != "texts"}
 
     out = {
+        "weights": file_digest(Path(args.model) / "model.safetensors"),
         "count": args.count,
         "chain": {},
         "demonstrations": f"{DEMONSTRATIONS} problems of one or two steps",
