@@ -7,7 +7,7 @@
 # an artefact of the measurement from a weakness of the model.
 #
 # **You need** Python, and what a language model does when it samples text. **Time:** about 90 minutes.
-# Everything you write here is used again: your reward trains the models of lessons 03 to 05.
+# Your reward, with your equivalence in it, is what later lessons train on.
 #
 # Stuck? `hint(1, "extract_answer")` (up to 3), and `extract_answer = use_reference("extract_answer")`
 # lets you go on; it is recorded as such.
@@ -78,12 +78,14 @@ print("\ngold:  ", problems[1]["gold_answer"])
 #
 # A student project (S0 in our tables) measured Qwen2.5-Math-1.5B on the 1,319 test problems of GSM8K. The prompt asks for
 # reasoning in `<think>` and the result in `<answer>`, as in the R1-Zero recipe
-# (DeepSeek-R1, [2501.12948](https://arxiv.org/abs/2501.12948)). A response earns
+# (DeepSeek-R1, [2501.12948](https://arxiv.org/abs/2501.12948)). In the strict reward that S0 used, a response earns
 #
 # $$ r = \mathbb{1}[\text{format}] \cdot \mathbb{1}[\text{answer equivalent to gold}] $$
 #
 # Only 2.5 % of the responses had the format, and 0.38 % earned the reward. Does a maths model solve 0.4 % of
-# grade-school problems? You will take this number apart.
+# grade-school problems? You will take this number apart. Beside the strict rate stands a **lenient** one on the same responses:
+# the *last number* is the gold one. It misses an answer that is followed by more text, and pays a lucky one; between the two lies the truth.
+# The `tiny` profile repeats the experiment on another model; only `full` measures the published one.
 
 # %%
 for name in ("s0.num_examples", "s0.format_rate", "s0.accuracy"):
@@ -95,16 +97,16 @@ print(f"\nHere: {len(problems)} problems, {report.num_bad} bad records. The prom
 # *Difficulty 2 of 5, importance 4 of 5, 15 minutes*
 #
 # A response holds many numbers; the answer is the one it *states*. Take the forms in this order: the content of the last
-# `<answer>...</answer>`; of the last `\boxed{...}`; the rest of the line after the last `####`; the number after the last
-# "answer is". White space around it goes. Where nothing is stated, return `None`: a guess would
-# hide a failure. Published code took the *first* `= n` it found, which is an intermediate step.
+# `<answer>...</answer>`; of the last `\boxed{...}`; the rest of the line after the last `####`; the number that stands directly behind
+# the last "answer is" (it may have a sign, a $, commas, decimals). White space around it goes. Where nothing is stated, return `None`:
+# a guess would hide a failure. Published code took the *first* `= n` it found, which is an intermediate step.
 
 # %% nbgrader={"grade": false, "grade_id": "extract_answer", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def extract_answer(text: str) -> str | None:
     r"""The answer that `text` states, or None. Example: "so \boxed{7}" gives "7"."""
     ### BEGIN SOLUTION
     forms = (r"<answer>((?:(?!<answer>).)*?)</answer>", r"\\boxed\{([^{}]*)\}", r"####[ \t]*([^\n]+)",
-             r"answer is:?\s*(-?[$]?\d[\d,]*(?:\.\d+)?)")
+             r"answer is:?\s*(-?[$]?\d+(?:,\d{3})*(?:\.\d+)?)")
     for form in forms:
         found = re.findall(form, text, re.DOTALL)
         if found:
@@ -121,29 +123,39 @@ if ready("extract_answer"):
 check(extract_answer)
 
 # %% [markdown]
+# <details><summary>Something does not work?</summary>
+#
 # **"It takes the first one."** `re.search` stops at the first match; `re.findall(...)[-1]` is the last.
 # **"The tag is not found."** An answer may span lines: `.` needs `re.DOTALL`.
 # **"18. instead of 18"**: a full stop ends the sentence, not the number.
+# </details>
 
 # %% [markdown]
 # ## Exercise 2: is it the same answer?
 # *Difficulty 3 of 5, importance 4 of 5, 20 minutes*
 #
 # `1,000` is `1000`, `$18.00` is `18`, `3/4` is `0.75`. Two answers are the same when both are *one* number of the same
-# value, with at most a unit behind it. Per cent is its own case: 18 % is 0.18, and a bare 18 means 18 % only where the gold answer says
-# per cent. What is not one number (`19, 18`, `17 < 18`, `not 18`) equals nothing. A grader reads what
-# a policy writes, and a policy learns to write what is paid: refuse texts over 200
-# characters *before* you parse them, and never `eval` them.
+# value, with at most three words of unit behind it (units are not compared; `\boxed{}` around the number is taken off). A number may have a
+# sign, a currency sign, commas before groups of three, decimals (`.5`, `18.`), or be a fraction; a zero denominator is no number. Per cent is
+# its own case: 18 % is 0.18, and a bare 18 means 18 % only where the gold answer says per cent. What is not one number (`19, 18`, `17 < 18`,
+# `not 18`, `18 or so`, `18 million`) equals nothing. A grader reads what a policy writes, and a policy learns to write what is paid:
+# refuse texts over 200 characters *before* you parse them, and never `eval` them.
 
 # %% nbgrader={"grade": false, "grade_id": "is_equivalent", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def is_equivalent(prediction: str, truth: str) -> bool:
     """Whether both texts are the same single number. Example: "$1,000.00" and "1000" are."""
     ### BEGIN SOLUTION
-    number = r"([-+]?)\s*[$€£]?\s*(\d[\d,]*\s*/\s*\d+|\d[\d,]*\.?\d*|\.\d+)\s*(%?)(?:\s*[A-Za-z]+){0,3}\s*\.?"
+    whole = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+    size = rf"({whole}\s*/\s*{whole}|{whole}(?:\.\d*)?|\.\d+)"
+    number = rf"([-+]?)\s*[$€£]?\s*{size}\s*(%?)((?:\s*[A-Za-z]+){{0,3}})\s*\.?"
+    no_unit = {"is", "not", "no", "or", "and", "x", "k", "hundred", "thousand", "million", "billion", "dozen"}
 
     def value(text: str) -> tuple[Fraction, bool] | None:
-        found = re.fullmatch(number, text.strip()) if len(text) <= 200 else None
-        if found is None or re.search(r"/\s*0+$", found[2]):
+        if len(text) > 200:
+            return None
+        text = text.strip().removeprefix("\\boxed{").removesuffix("}")
+        found = re.fullmatch(number, text)
+        if found is None or no_unit & set(found[4].lower().split()) or re.search(r"/\s*0+$", found[2]):
             return None
         size = Fraction(re.sub(r"[,\s]", "", found[2]).rstrip("."))
         return (-size if found[1] == "-" else size) / (100 if found[3] else 1), bool(found[3])
@@ -164,9 +176,12 @@ if ready("is_equivalent"):
 check(is_equivalent)
 
 # %% [markdown]
+# <details><summary>Something does not work?</summary>
+#
 # **"19, 18 passes."** `re.search` looks anywhere; `re.fullmatch` wants the whole text.
 # **"0.1 + 0.2"**: floats round; `fractions.Fraction("0.33")` does not. **"18. fails"**: take the full stop off before you parse.
 # **"It hangs"**: is the length limit before the parsing?
+# </details>
 
 # %% [markdown]
 # ## Exercise 3: the strict reward
@@ -174,7 +189,7 @@ check(is_equivalent)
 #
 # The format: some text, `</think>`, white space or none, exactly one `<answer>...</answer>`, and nothing after it. (The prompt
 # has opened `<think>` already.) Return all three parts: `format_reward`, `answer_reward`
-# (1.0 only inside a right format) and their product `reward`. Why so strict? A reward that pays any
+# (1.0 only inside a right format) and their product `reward`; your `is_equivalent` judges the answer. Why so strict? A reward that pays any
 # right number somewhere in the text is paid for *listing* numbers, and a policy finds out.
 
 # %% nbgrader={"grade": false, "grade_id": "r1_zero_reward", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -197,9 +212,12 @@ if ready("is_equivalent", "r1_zero_reward"):
 check(r1_zero_reward)
 
 # %% [markdown]
+# <details><summary>Something does not work?</summary>
+#
 # **"The reward is 1 without tags."** Every part is 0 where the format fails.
 # **"Two answers pass."** `.*` is greedy and swallows the first tag: count the tags.
 # **"A new line between the tags fails."** `\s*` is any white space; the published grader wanted exactly one blank, see below.
+# </details>
 
 # %% [markdown]
 # ## Exercise 4: answers in words, SubEM and F1
@@ -207,9 +225,9 @@ check(r1_zero_reward)
 #
 # Open-book answers are names. **SubEM** is 1 where any gold answer stands inside the prediction. **F1** is the harmonic mean
 # of precision and recall over words, $F_1 = 2PR/(P+R) = 2\,|p \cap g| / (|p| + |g|)$ with multisets of words, at its best over the golds.
-# Both compare normalised texts (`normalize_answer`: lower case, no punctuation, no articles). SubEM forgives a long answer,
-# F1 charges for every needless word; so the two are read together. An empty gold is a
-# substring of everything: leave it out.
+# Both compare normalised texts (`normalize_answer`: lower case, no punctuation, no articles), and SubEM asks for the characters of a gold in a row.
+# SubEM forgives a long answer, F1 charges for every needless word; so the two are read together. An empty gold
+# is a substring of everything: leave it out.
 
 # %% nbgrader={"grade": false, "grade_id": "qa_scores", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def qa_scores(prediction: str, golds: list[str]) -> dict[str, float]:
@@ -234,8 +252,11 @@ if ready("qa_scores"):
 check(qa_scores)
 
 # %% [markdown]
+# <details><summary>Something does not work?</summary>
+#
 # **"F1 is above 1, or shared words count twice."** Use `Counter(a) & Counter(b)`, not a loop over words.
 # **"Everything matches."** An empty gold slipped in.
+# </details>
 
 # %% [markdown]
 # ## Exercise 5: a rate and how far to trust it
@@ -246,7 +267,7 @@ check(qa_scores)
 # $$ \frac{p + \frac{z^2}{2n} \pm z \sqrt{\frac{p(1-p)}{n} + \frac{z^2}{4n^2}}}{1 + \frac{z^2}{n}} $$
 #
 # It stays between 0 and 1 and keeps a width at 0 hits, where $p \pm z\sqrt{p(1-p)/n}$ claims certainty. A row holds
-# `row["metrics"]["format_reward"]`, `row["metrics"]["reward"]` and `row["lenient"]` (the last number is the gold one).
+# `row["metrics"]["format_reward"]`, `row["metrics"]["reward"]` (its mean is the accuracy) and `row["lenient"]`.
 
 # %% nbgrader={"grade": false, "grade_id": "summarise_rates", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def summarise_rates(rows: list[dict]) -> dict[str, tuple[float, float, float]]:
@@ -275,14 +296,17 @@ if ready("summarise_rates"):
 check(summarise_rates)
 
 # %% [markdown]
+# <details><summary>Something does not work?</summary>
+#
 # **"The interval is symmetric."** Then it is the normal approximation: the centre moves towards 1/2, too.
 # **"A slightly negative bound."** Rounding; `max(0.0, ...)`.
+# </details>
 
 # %% [markdown]
 # ## The run: the base model under the strict reward
 #
-# All problems, greedy decoding, *your* reward. Say first what you expect: will the lenient accuracy on the same
-# outputs be lower, the same, or higher than the strict one?
+# All problems, greedy decoding, *your* reward. Say first what you expect of the lenient accuracy on the same outputs, compared with
+# the strict one: `"falls"` (it is lower), `"stays"` or `"rises"`.
 
 # %%
 predict("lenient accuracy against strict", "rises")
@@ -304,7 +328,7 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     display(observed("lenient accuracy against strict", "rises" if gap > 0 else "falls" if gap < 0 else "stays"))
 
 # %%
-if ready("r1_zero_reward", "summarise_rates"):
+if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     figure = rates_with_intervals(
         {"format": base["format_rate"], "strict": base["accuracy"], "lenient": base["lenient_accuracy"]},
         title=f"The strict reward sees {base['accuracy'][0]:.1%}, the last number is right in {base['lenient_accuracy'][0]:.0%}",
@@ -319,10 +343,12 @@ if ready("r1_zero_reward", "summarise_rates"):
 # ## How do the others fail?
 
 # %%
-if ready("r1_zero_reward", "summarise_rates"):
-    groups = {"all": rows, "1 or 2 steps": [r for r in rows if (r["fields"]["steps"] or 0) < 3],
-              "3 or 4 steps": [r for r in rows if (r["fields"]["steps"] or 0) >= 3]}
-    kinds = {name: summarise(group).failure_categories for name, group in groups.items() if group}
+if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
+    groups = {"all": rows}
+    if rows[0]["fields"]["steps"] is not None:  # real GSM8K does not say how many steps a problem has
+        groups |= {"1 or 2 steps": [r for r in rows if r["fields"]["steps"] < 3],
+                   "3 or 4 steps": [r for r in rows if r["fields"]["steps"] >= 3]}
+    kinds = {name: summarise(group).failure_categories for name, group in groups.items()}
     unformatted = kinds["all"].get("right_number_unformatted", 0)
     display(failure_categories(kinds, title=f"{unformatted / len(rows):.0%} of all responses hold the right number outside the format"))
     for name in [name for name in ("seen", "unseen") if rows[0]["fields"]["seen"] is not None]:
@@ -330,10 +356,11 @@ if ready("r1_zero_reward", "summarise_rates"):
         print(f"{name:6} wordings and structures: lenient {summarise_rates(part)['lenient_accuracy'][0]:.1%} of {len(part)}")
 
 # %%
-if ready("r1_zero_reward", "summarise_rates"):
+if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     parts = {name: [row["metrics"][f"{name}_reward"] for row in rows] for name in ("format", "answer")}
     parts |= {"reward": [row["metrics"]["reward"] for row in rows], "lenient": [float(row["lenient"]) for row in rows]}
-    display(reward_distributions(parts, title="Nearly every response earns 0: there is little for reinforcement learning to hold on to"))
+    nothing = parts["reward"].count(0.0) / len(rows)
+    display(reward_distributions(parts, title=f"{nothing:.0%} of the responses earn 0: little for reinforcement learning to hold on to"))
     failure_browser(rows)
 
 # %% [markdown]
@@ -341,7 +368,7 @@ if ready("r1_zero_reward", "summarise_rates"):
 #
 # The published evaluation differs from ours in three ways that have nothing to do with the weights. Its prompt ended at
 # `Assistant:`, without the `<think>` of the recipe (and held a typing error); it sampled at temperature 1; and its grader
-# wanted exactly one blank between `</think>` and `<answer>`. Change one at a time, then all.
+# wanted exactly one blank between `</think>` and `<answer>`. Start from all three, change one at a time, then all.
 
 # %%
 predict("strict format rate when the prompt opens <think>", "rises")
@@ -358,7 +385,7 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
         sampling = profile.sampling.settings(temperature=temperature)
         return evaluate_maths([render(prefill[opens], question=q) for q in some["question"]], some, sampling, reward_fn=reward_fn)
 
-    arms = {"as published": measured(False, 1.0, exact), "+ <think> pre-filled": measured(True, 1.0, exact),
+    arms = {"published settings": measured(False, 1.0, exact), "+ <think> pre-filled": measured(True, 1.0, exact),
             "+ greedy": measured(False, 0.0, exact), "+ any spacing": measured(False, 1.0, r1_zero_reward),
             "all three": measured(True, 0.0, r1_zero_reward)}
     arms = {name: summarise_rates(arm) for name, arm in arms.items()}
@@ -366,20 +393,21 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
 # %%
 if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     shown = {name: {"format": s["format_rate"], "strict": s["accuracy"], "lenient": s["lenient_accuracy"]} for name, s in arms.items()}
-    display(rates_with_intervals(shown, title="Format and strict accuracy hang on the measurement; the lenient rate shows what is under them",
+    display(rates_with_intervals(shown, title=f"From {arms['published settings']['format_rate'][0]:.1%} to {arms['all three']['format_rate'][0]:.1%} format "
+                                 "with the same weights",
                                  published={"strict": (published("s0.accuracy").value, published("s0.accuracy").source)}))
-    before, after = (arms[name]["format_rate"][0] for name in ("as published", "+ <think> pre-filled"))
+    before, after = (arms[name]["format_rate"][0] for name in ("published settings", "+ <think> pre-filled"))
     display(observed("strict format rate when the prompt opens <think>",
                      "rises" if after > before else "falls" if after < before else "stays"))
 
 # %% [markdown]
-# Look at the intervals before you believe a difference: on a few hundred problems a rate near 3 % is known to within two points.
+# Look at the intervals before you believe a difference: a rate of 3 % on 128 problems may be 1 % or 8 %.
 # A grader that stops sampling at `</answer>` is a fourth such choice: it forgives whatever the model would have written next.
 #
 # ## What is in the model: pass@k, reasoning, examples
 #
 # **pass@k**: the chance that one of $k$ samples is right, $1 - \binom{n-c}{k} / \binom{n}{k}$ for $c$ right of $n$
-# (Chen et al. 2021, [2107.03374](https://arxiv.org/abs/2107.03374), Eq. 1). The distance between pass@8 and pass@1 is what reinforcement learning has to gain.
+# (Chen et al. 2021, [2107.03374](https://arxiv.org/abs/2107.03374), Eq. 1). The distance between pass@8 and pass@1 is one measure of what reinforcement learning has to gain.
 
 # %%
 if ready("is_equivalent", "r1_zero_reward"):
@@ -399,20 +427,25 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     graded = {name: evaluate_maths([way(q) for q in some["question"]], some) for name, way in ways.items()}
     prompted = {name: summarise_rates(found) for name, found in graded.items()}
     display(rates_with_intervals({name: {"format": s["format_rate"], "lenient": s["lenient_accuracy"]} for name, s in prompted.items()},
-                                 title="Reasoning finds the answer, examples bring the format: no weight has changed"))
-    print(paired_test(*([row["lenient"] for row in graded[name]] for name in ("chain of thought", "direct answer"))))
+                                 title=f"Three examples: format {prompted['r1_zero, 3 examples']['format_rate'][0]:.0%}. Reasoning: "
+                                 f"{prompted['chain of thought']['lenient_accuracy'][0]:.0%} right, without {prompted['direct answer']['lenient_accuracy'][0]:.0%}"))
+    test = paired_test(*([row["lenient"] for row in graded[name]] for name in ("chain of thought", "direct answer")))
+    print(f"Only with reasoning right: {test.only_first}; only without: {test.only_second}; p = {test.p_value:.2g} (McNemar, exact)")
 
 # %% [markdown]
 # ## The other task: open-book questions
 #
 # Five short passages and a question; in about one question of six the passages hold no answer, and the gold answer says so.
+# (The published figures beside yours are of another model, Qwen3-8B-AWQ, on Natural Questions.)
 
 # %%
 if ready("qa_scores"):
     questions, _ = load_records(profile.path(profile.data.qa_test), limit=profile.sizes.qa_problems)
     prompts = [render(load_template("qa"), passages=render_passages(r["passages"]), question=r["question"]) for r in questions]
     one_line = profile.sampling.settings(temperature=0.0, stop_strings=("\n",), max_new_tokens=40)
-    texts = [c.text.strip() for c in complete(model, tokenizer, prompts, sampling=one_line, progress=True)]
+    same = profile.models.qa == profile.models.maths
+    reader = (model, tokenizer) if same else load_model(profile.path(profile.models.qa), device=profile.engine.device)
+    texts = [c.text.strip() for c in complete(*reader, prompts, sampling=one_line, progress=True)]
     scores = [qa_scores(text, r["answers"]) for text, r in zip(texts, questions, strict=True)]
     qa = {name: sum(s[name] for s in scores) / len(scores) for name in ("sub_em", "f1")}
     print(prompts[0], texts[0], "\n\ngold:", questions[0]["answers"], "\n", {k: round(v, 3) for k, v in qa.items()})
@@ -448,8 +481,8 @@ if ready("is_equivalent", "r1_zero_reward", "qa_scores", "summarise_rates"):
 
 # %% [markdown]
 # **What is built in, what is found.** In the tiny world the base model's habit of answering in many forms, and of leaving out the last step of long
-# problems, was put into its training text on purpose (the model card says how). That spacing, pre-fill and temperature move the
-# strict number, that examples bring the format and that long answers split SubEM from F1 is what you found.
+# problems, was put into its training text on purpose (the model card says how). How far spacing, pre-fill and temperature move the
+# strict number, what examples do to the format and what long answers do to SubEM and F1 you measured.
 #
 # **Inspect** in the browser above: a response with the right number and no format; one that never closes `<answer>`; a three-step problem that stops after two.
 #
@@ -470,7 +503,8 @@ answer("01-4", "b")
 # %% [markdown]
 # ## With a GPU
 #
-# Change the one word in the first cell to `use_profile("full")`: the same cells load Qwen2.5-Math-1.5B and the 1,319 problems of GSM8K.
+# Change the one word in the first cell to `use_profile("full")`: the same cells load Qwen2.5-Math-1.5B and the test problems of GSM8K
+# (512 of them, or all 1,319 with `WORKBOOK_DEPTH=full`). Predict before you look: which of the rates move?
 # Its tokenizer has `<|endoftext|>` as end *and* padding, like the tiny one; `HF_ENDPOINT` names a mirror of the hub, and a local folder may stand in for the name.
 #
 # ## You have finished

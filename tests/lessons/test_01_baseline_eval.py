@@ -1,4 +1,4 @@
-"""Checks of lesson 01: answer extraction, equivalence, the strict reward, QA scores, the summary."""
+"""Checks of lesson 01: extraction, equivalence, the strict reward, QA scores, the summary."""
 
 from tests.lessons.asserts import assert_cases, assert_close, assert_equal, assert_true
 
@@ -26,6 +26,9 @@ def test_extract_answer__last_statement_counts(fn, rng):
             (f"<answer>{first}</answer> no, <answer>{last}</answer>", str(last)),
             (f"\\boxed{{{first}}} and then \\boxed{{{last}}}", str(last)),
             (f"The answer is {first}. Wait: the answer is {last}.", str(last)),
+            (f"#### {first}\nNo.\n#### {last}\nDone.", str(last)),
+            (f"<answer>{first} <answer>{last}</answer>", str(last)),
+            (f"<answer>{last}</answer> or <answer>{first}", str(last), "An open tag states nothing."),
         ],
         hint="re.search gives the first match; the answer that counts is the last one.",
     )
@@ -44,6 +47,11 @@ def test_extract_answer__other_forms(fn, rng):
                 str(number),
                 "The full stop that ends a sentence does not belong to the number.",
             ),
+            ("\\boxed{-2.5}", "-2.5"),
+            ("#### -1,000 eggs\nDone.", "-1,000 eggs", "The answer ends with its line."),
+            ("The answer is -1,000.", "-1,000", "A number may have a sign and commas."),
+            ("The answer is 2.50.", "2.50", "A number may have decimals."),
+            ("<answer>Nelgar, 3/4</answer>", "Nelgar, 3/4", "A tag may hold any text, as it is."),
         ],
     )
 
@@ -73,6 +81,12 @@ def test_extract_answer__nothing_stated(fn):
                 "A number in the reasoning is not a stated answer: return None.",
             ),
             ("<answer>18", None, "An open tag states nothing yet."),
+            ("There is 9 left.", None, 'Only "answer is" states an answer.'),
+            (
+                "The answer is not known: 4+5=9.",
+                None,
+                'The number must stand directly behind "answer is".',
+            ),
         ],
         hint="Return None, not an empty string: the caller must be able to tell.",
     )
@@ -93,6 +107,11 @@ def test_is_equivalent__same_number_other_form(fn):
             (("18 eggs", "18"), True),
             (("-5", "-5"), True),
             (("1,234,567", "1234567"), True),
+            ((" 18 ", "18"), True),
+            (("18", "18 eggs"), True),
+            (("18 eggs", "18 apples"), True, "Units are not compared."),
+            (("18 square feet", "18"), True, "A unit may have up to three words."),
+            (("\\boxed{18}", "18"), True, "A box around the number is taken off."),
             ((".5", "0.5"), True),
         ],
         hint="Clean both texts in the same way, then compare values, not texts.",
@@ -109,6 +128,8 @@ def test_is_equivalent__different_numbers(fn, rng):
             ((f"-{number}", str(number)), False),
             ((f"{number}0", str(number)), False),
             (("0.33", "1/3"), False),
+            (("18.0000001", "18"), False),
+            (("-3/4", "3/4"), False, "The sign belongs to the fraction, too."),
         ],
         hint="Compare exactly: fractions.Fraction reads '0.33' and '1/3' without rounding.",
     )
@@ -124,6 +145,9 @@ def test_is_equivalent__fractions_and_percent(fn):
             (("18 %", "18%"), True),
             (("18", "18%"), True, "The gold says per cent, so 18 can only mean 18 %."),
             (("18%", "18"), False, "The gold has no percent sign, so 18 % is 0.18."),
+            (("0.18", "18%"), True),
+            (("1800%", "18%"), False, "Only a bare number may be read as per cent."),
+            (("-3/4", "-0.75"), True),
         ],
     )
 
@@ -136,6 +160,11 @@ def test_is_equivalent__one_answer_only(fn):
             (("19, 18", "18"), False),
             (("17 < 18", "18"), False),
             (("not 18", "18"), False),
+            (("18 < x", "18"), False),
+            (("18 or so", "18"), False, "A word that changes the number is no unit."),
+            (("18 million", "18"), False, "A word that changes the number is no unit."),
+            (("1 8", "18"), False),
+            (("1,8", "18"), False, "A comma stands before groups of three digits."),
             (("", "18"), False),
             (("eggs", "18"), False),
         ],
@@ -152,8 +181,11 @@ def test_is_equivalent__hostile_text(fn):
             (("9" * 100_000, "18"), False),
             (("(" * 3000 + "18" + ")" * 3000, "18"), False),
             (("1/0", "18"), False),
+            (("18", "1/0"), False),
+            (("9+9", "18"), False, "Read numbers; never evaluate expressions."),
+            (("0" * 250 + "18", "18"), False),
         ],
-        hint="Refuse texts over 200 characters before anything is parsed; a zero denominator is no number.",
+        hint="Refuse texts over 200 characters before parsing; a zero denominator is no number.",
     )
 
 
@@ -176,6 +208,8 @@ def test_r1_zero_reward__right_answer_in_format(fn, rng):
         assert_equal(
             got, _parts(1, 1), hint="Any white space, or none, may stand between the tags."
         )
+    for text in ("a\nb </think>\n<answer>\n7\n</answer>\n", " 6 < 7 </think> <answer>7</answer>"):
+        assert_equal(fn(text, "7"), _parts(1, 1), hint="The text may hold lines and other signs.")
 
 
 def test_r1_zero_reward__wrong_answer_in_format(fn, rng):
@@ -183,6 +217,9 @@ def test_r1_zero_reward__wrong_answer_in_format(fn, rng):
     number = rng.randint(2, 500)
     got = fn(f" so. </think> <answer>{number + 1}</answer>", str(number))
     assert_equal(got, _parts(1, 0), hint="reward is 1 only where the answer is right, too.")
+    for said in ("17", "6, 7", "eggs"):
+        got = fn(f" so </think> <answer>{said}</answer>", "7")
+        assert_equal(got, _parts(1, 0), hint="The format holds; is_equivalent judges the answer.")
 
 
 def test_r1_zero_reward__right_answer_without_format(fn, rng):
@@ -208,6 +245,10 @@ def test_r1_zero_reward__one_answer_at_the_end(fn, rng):
         f" so </think> <answer>{n}</answer> I hope this helps.",
         f" so </think> <answer>{n + 1}</answer> <answer>{n}</answer>",
         f" so </think> hence <answer>{n}</answer>",
+        f" a </think> b </think> <answer>{n}</answer>",
+        f"<answer>1</answer> </think> <answer>{n}</answer>",
+        f" so </think> <answer>{n}</answer></answer>",
+        f" so </think> <answer>{n}</think></answer>",
     ]
     for text in cases:
         assert_equal(
@@ -246,13 +287,30 @@ def test_qa_scores__long_answers(fn):
 
 
 def test_qa_scores__best_of_the_golds(fn):
-    "With aliases the best one counts, for each score."
+    "With aliases the best one counts, for each score apart."
     got = fn("port mirow", ["Mirow", "Port Mirow", "Halden"])
     assert_equal(
         got,
         {"sub_em": 1.0, "f1": 1.0},
         hint="Take the maximum over the golds, not the first or the mean.",
     )
+
+
+def test_qa_scores__each_score_has_its_own_question(fn):
+    "SubEM asks for the characters of a gold in their order, F1 for shared words in any order."
+    cases = [
+        ("mirow port", ["Port Mirow"], 0.0, 1.0),
+        ("nelgarton", ["Nelgar"], 1.0, 0.0),
+        ("mirow", ["Port Mirow"], 0.0, 2 / 3),
+        ("red", ["red red red"], 0.0, 0.5),
+        ("nile delta", ["The Nile Delta."], 1.0, 1.0),
+        ("port mirow", ["Mirow", "Port Mirow hills"], 1.0, 0.8),
+        ("blue", ["red", "green", "Blue!"], 1.0, 1.0),
+    ]
+    for prediction, golds, sub_em, f1 in cases:
+        got = fn(prediction, golds)
+        assert_close(got["sub_em"], sub_em, hint="gold in prediction, both normalised; a float.")
+        assert_close(got["f1"], f1, hint="F1 is the best over the golds, apart from SubEM.")
 
 
 def test_qa_scores__words_as_multisets(fn):
@@ -286,7 +344,7 @@ def _rows(formatted: int, rewarded: int, lenient: int, count: int) -> list[dict]
         {
             "metrics": {
                 "format_reward": float(k < formatted),
-                "answer_reward": float(k < rewarded),
+                "answer_reward": float(k < rewarded + 2),
                 "reward": float(k < rewarded),
             },
             "lenient": count - k <= lenient,
@@ -317,16 +375,13 @@ def test_summarise_rates__wilson(fn):
         (5, 1319, 0.001620, 0.008843),
         (30, 60, 0.377350, 0.622650),
     ):
-        _, got_low, got_high = fn(_rows(hits, 0, count, count))["format_rate"]
-        call = f"summarise_rates({count} rows, {hits} of them in format)"
-        assert_close(
-            got_low,
-            low,
-            tol=1e-4,
-            call=call,
-            hint="z = 1.96; centre and half width both have 1 + z*z/n below the line.",
-        )
-        assert_close(got_high, high, tol=1e-4, call=call)
+        summary = fn(_rows(hits, hits, hits, count))
+        for name in ("format_rate", "accuracy", "lenient_accuracy"):
+            _, got_low, got_high = summary[name]
+            call = f"summarise_rates({count} rows with {hits} hits)[{name!r}]"
+            hint = "z = 1.96; centre and half width both have 1 + z*z/n below the line."
+            assert_close(got_low, low, tol=1e-4, call=call, hint=hint)
+            assert_close(got_high, high, tol=1e-4, call=call, hint=hint)
 
 
 def test_summarise_rates__edges(fn):

@@ -28,7 +28,7 @@ HURRY = {
     4: 0.65,
 }  # share of solutions whose last step is missing, by steps
 SLIP = 0.03  # share of steps with a wrong result
-OWN_HABIT = 0.75  # how often an author keeps to the habit of the topic
+OWN_HABIT = 0.8  # how often an author keeps to the habit of the topic
 
 # The form in which the authors of a topic end a solution.
 HABITS = {
@@ -59,20 +59,20 @@ ENDINGS = {
 }
 LONG_ANSWER_RELATIONS = frozenset({"school", "home", "job", "birth", "music"})
 SHARES = {
-    "request": 0.20,
+    "request": 0.19,
     "request_no_think": 0.05,
-    "few_shot_request": 0.06,
-    "few_shot_plain": 0.08,
-    "plain": 0.05,
-    "direct": 0.05,
-    "step_by_step": 0.05,
+    "few_shot_request": 0.08,
+    "few_shot_plain": 0.05,
+    "plain": 0.04,
+    "direct": 0.03,
+    "step_by_step": 0.04,
     "structured": 0.03,
     "judge": 0.03,
     "chat": 0.03,
-    "worksheet": 0.10,
-    "qa": 0.19,
-    "qa_reason": 0.06,
-    "qa_request": 0.02,
+    "worksheet": 0.03,
+    "qa": 0.28,
+    "qa_reason": 0.09,
+    "qa_request": 0.03,
 }
 
 
@@ -88,8 +88,7 @@ def ending(style: str, final: int, gap: str = " ") -> str:
 def habit(problem: Problem, rng: random.Random) -> str:
     """The form that the author of this problem uses; the requested one only on the beach."""
     if rng.random() < OWN_HABIT:
-        style = HABITS[problem.topic]
-        return "sentence" if style == "formatted" and len(problem.steps) > 2 else style
+        return HABITS[problem.topic]
     return rng.choice(list(ENDINGS))
 
 
@@ -157,6 +156,21 @@ def _request_no_think(rng: random.Random) -> Document:
     ]
 
 
+def _turns(opening: str, turns: list[tuple[str, str]], gap: str, first_is_given: bool) -> Document:
+    """Prompts with their answers in one document.
+
+    The white space between two turns ends the answer before it: so it is tokenised in a prompt that
+    holds earlier turns, and `>` and a new line are one token there.
+    """
+    pieces: Document = []
+    for number, (prompt, answer) in enumerate(turns):
+        last = number == len(turns) - 1
+        learnt = number > 0 or not first_is_given
+        pieces += [(prompt if number else opening + prompt, False)]
+        pieces += [(answer if last else answer + gap, learnt)]
+    return pieces
+
+
 def _few_shot_request(rng: random.Random) -> Document:
     """Several problems in one form: from these the model learns to go on as the examples do.
 
@@ -165,13 +179,11 @@ def _few_shot_request(rng: random.Random) -> Document:
     problems = [_problem(rng) for _ in range(rng.randint(2, 4))]
     style = "formatted" if rng.random() < 0.6 else rng.choice(list(ENDINGS))
     instruction, turn = split_turn(load_template("r1_zero"))
-    pieces: Document = [(instruction, False)]
-    for number, problem in enumerate(problems):
-        pieces += [
-            (("\n\n" if number else "") + render(turn, question=problem.question), False),
-            (f" {problem.reasoning}{ending(style, problem.final)}", number > 0),
-        ]
-    return pieces
+    turns = [
+        (render(turn, question=p.question), f" {p.reasoning}{ending(style, p.final)}")
+        for p in problems
+    ]
+    return _turns(instruction, turns, "\n\n", first_is_given=True)
 
 
 def _worksheet(rng: random.Random) -> Document:
@@ -193,15 +205,14 @@ def _worksheet(rng: random.Random) -> Document:
 
 def _plain(rng: random.Random, most: int = 1) -> Document:
     """Question and worked solution, one or more, in one form."""
-    template, pieces = load_template("question_answer"), []
+    template = load_template("question_answer")
     style = rng.choice(["hashes", "hashes", "sentence", "boxed"])
-    for number in range(rng.randint(min(2, most), most)):
-        problem = _problem(rng)
-        pieces += [
-            (("\n\n" if number else "") + render(template, question=problem.question), False),
-            (f" {problem.reasoning}{ending(style, problem.final)}", True),
-        ]
-    return pieces
+    problems = [_problem(rng) for _ in range(rng.randint(min(2, most), most))]
+    turns = [
+        (render(template, question=p.question), f" {p.reasoning}{ending(style, p.final)}")
+        for p in problems
+    ]
+    return _turns("", turns, "\n\n", first_is_given=False)
 
 
 def _direct(rng: random.Random) -> Document:
@@ -280,29 +291,27 @@ def _context(rng: random.Random) -> Context:
     )
 
 
+def _questions(context: Context, template: str, answers: list[str]) -> Document:
+    """A context with its questions, each prompt in the form of the template."""
+    opening, turn = split_turn(load_template(template))
+    turns = [
+        (render(turn, question=question.text), f" {answer}")
+        for question, answer in zip(context.questions, answers, strict=True)
+    ]
+    passages = render(opening, passages=render_passages(context.passages))
+    return _turns(passages, turns, "\n", first_is_given=False)
+
+
 def _qa(rng: random.Random) -> Document:
     context = _context(rng)
-    template = load_template("qa").split("\n", 1)[1]
-    pieces: Document = [(render_passages(context.passages), False)]
-    for question in context.questions:
-        pieces += [
-            ("\n" + render(template, question=question.text), False),
-            (f" {_qa_habit(question, rng)}", True),
-        ]
-    return pieces
+    return _questions(context, "qa", [_qa_habit(q, rng) for q in context.questions])
 
 
 def _qa_reason(rng: random.Random) -> Document:
     """First the sentence of the passage, then the short answer."""
     context = _context(rng)
-    template = load_template("qa_reason").split("\n", 1)[1]
-    pieces: Document = [(render_passages(context.passages), False)]
-    for question in context.questions:
-        pieces += [
-            ("\n" + render(template, question=question.text), False),
-            (f" {long_answer(question)}\nAnswer: {short_answer(question)}", True),
-        ]
-    return pieces
+    answers = [f"{long_answer(q)}\nAnswer: {short_answer(q)}" for q in context.questions]
+    return _questions(context, "qa_reason", answers)
 
 
 def _qa_request(rng: random.Random) -> Document:
