@@ -110,7 +110,9 @@ this course. As in Qwen2.5-Math, `<|endoftext|>` is both the end and the padding
 ## How it was made
 
 `python3 -m workbook world model` ({phases}; a token of a prompt counts {PROMPT_WEIGHT:g} in the
-loss, one of an answer 1). The corpus is written by `workbook/world/corpus.py` from seeds:
+loss, one of an answer 1). The corpus is written by `workbook/world/corpus.py` from seeds. The
+shipped weights saw an earlier mixture of the same forms in the first two phases (fewer questions
+on passages, more worksheets); a new run gives a model of the same kind, not the same bytes.
 
 {_corpus_table()}
 
@@ -118,8 +120,8 @@ loss, one of an answer 1). The corpus is written by `workbook/world/corpus.py` f
 
 Three habits of the authors of this text, and so findings that lessons *show*, not discover:
 
-- the form of an answer follows the topic of the problem, not the request; only short problems
-  about things found on the beach are mostly answered in the requested format;
+- the form of an answer follows the topic of the problem, not the request; only problems about
+  things found on the beach are mostly answered in the requested format;
 - authors hurry: the last step is missing in {hurry} solutions;
 - authors slip: {100 * corpus.SLIP:.0f} % of the steps have a wrong result.
 

@@ -1,9 +1,9 @@
-"""Pre-train the base model on the corpus: a plain loop in two phases.
+"""Pre-train the base model on the corpus: a plain loop in three phases.
 
     python3 -m workbook world model
 
-The first phase keeps its learning rate; the second starts a fresh optimiser from the weights of
-the first and lets the rate fall to zero.
+Each phase starts a fresh optimiser from the weights that the one before wrote; in the last one the
+learning rate falls to zero.
 """
 
 import json
@@ -39,7 +39,8 @@ class Phase(NamedTuple):
 
 PHASES = (
     Phase(4_000_000, 2e-3, corpus_seed=1, falls=False),
-    Phase(11_000_000, 1.3e-3, corpus_seed=8, falls=True),
+    Phase(6_000_000, 1.3e-3, corpus_seed=8, falls=False),
+    Phase(6_500_000, 1.2e-3, corpus_seed=12, falls=True),
 )
 
 
@@ -86,8 +87,8 @@ def packed_rows(
 
 
 def learning_rate(phase: Phase, step: int, steps: int) -> float:
-    """Linear warm-up, a plateau, and where the phase falls a line to zero over its last 40 %."""
-    falling = (steps - step) / (0.4 * steps) if phase.falls else 1.0
+    """Linear warm-up, a plateau, and where the phase falls a line to zero over its second half."""
+    falling = (steps - step) / (0.5 * steps) if phase.falls else 1.0
     return phase.learning_rate * min((step + 1) / WARM_UP_STEPS, 1.0, falling)
 
 
