@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 # Below this many parameters half precision saves nothing that matters, and float32 is exact.
 _SMALL_MODEL = 100_000_000
@@ -99,12 +100,25 @@ def _load_plain(source: str, revision: str | None):
         # The small file first: an unreachable hub is waited for once.
         config = AutoConfig.from_pretrained(source, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, revision=revision, dtype="auto"
-        )
+        with _no_loading_bar():
+            model = AutoModelForCausalLM.from_pretrained(
+                source, config=config, revision=revision, dtype="auto"
+            )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+@contextmanager
+def _no_loading_bar():
+    """transformers draws a bar for each load, also of a model that is there at once."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`workbook doctor`: is this machine ready for the course? One line a check, with its fix."""
 
 import importlib.metadata
-import logging
 import os
 import platform
 import sys
@@ -170,13 +169,8 @@ def check_check() -> Finding:
 
 def load_base():
     """The shipped model and its tokenizer, fresh: the training check changes its copy."""
-    # What these two print would stand between the lines: optional kernels, and a progress bar.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from transformers.utils.logging import disable_progress_bar
-
     from helpers.models import load_model
 
-    disable_progress_bar()
     return load_model(BASE, device="cpu")
 
 

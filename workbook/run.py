@@ -78,7 +78,18 @@ def execute(
     except NoSuchKernel as error:
         says = "No Python kernel is installed here: run `python3 -m workbook doctor`."
         raise RunError(says) from error
+    _drop_progress_bars(notebook)
     return notebook, facts
+
+
+def _drop_progress_bars(notebook) -> None:
+    """Where no widget can be drawn, a finished bar would stay in its first state, "0%"."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            texts = [str(output.get("data", {}).get("text/plain", "")) for output in cell.outputs]
+            cell.outputs = [
+                o for o, text in zip(cell.outputs, texts, strict=True) if "%|" not in text
+            ]
 
 
 def chosen(profile: str | None, depth: str | None) -> tuple[str, str]:
