@@ -1,10 +1,14 @@
 """The gold reward and the annotators: order of preference, known noise, known length bias."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 
 from workbook.world.preferences import Annotator, gold_reward, label_pairs
+
+DATA = Path(__file__).parents[2] / "workbook" / "assets" / "data"
 
 
 def test_gold_reward_orders_correct_abstaining_wrong():
@@ -89,3 +93,14 @@ def test_equal_responses_give_no_pair():
 def test_noise_out_of_range_names_the_field():
     with pytest.raises(ValueError, match="label_noise"):
         Annotator(label_noise=0.7)
+
+
+def test_shipped_pairs_have_three_shapes_of_the_same_pairs():
+    shapes = {
+        name: [json.loads(line) for line in (DATA / f"preferences_{name}.jsonl").open("rb")]
+        for name in ("chosen", "better_id", "unpaired")
+    }
+    assert [len(rows) for rows in shapes.values()] == [50, 50, 100]
+    for chosen, by_id in zip(shapes["chosen"], shapes["better_id"], strict=True):
+        assert chosen["chosen"] == by_id[f"response_{by_id['better_response_id']}"]
+        assert chosen["chosen"] != chosen["rejected"]

@@ -1,12 +1,16 @@
-"""Write the data files that ship with the course: every split, from its seed."""
+"""Write the data files that ship with the course: every split from its seed, and sample pairs."""
 
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from helpers.models import load_model
+from helpers.prompts import load_template, render
+from helpers.rollout import SamplingSettings, generate
 from workbook.world.chinese import chinese_problems
 from workbook.world.maths import sample_problems
+from workbook.world.preferences import Annotator, Pair, label_pairs
 from workbook.world.qa import sample_records
 
 SIZES = {
@@ -47,3 +51,31 @@ def write_data(folder: Path) -> list[Path]:
         write_jsonl(split_records(path.stem), path)
     write_jsonl(chinese_problems(), folder / "maths_chinese.jsonl")
     return [*paths, folder / "maths_chinese.jsonl"]
+
+
+def sample_pairs(base: Path, adapter: Path, count: int = 50, seed: int = SEED) -> list[Pair]:
+    """`count` labelled pairs: a response of the base model and one of the tuned model, at T = 1."""
+    problems = sample_problems(count + 20, "train", seed + 1)
+    prompts = [render(load_template("r1_zero"), question=p.question) for p in problems]
+    sampling = SamplingSettings(temperature=1.0, max_new_tokens=96, seed=seed)
+    drawn = []
+    for tuned in (None, adapter):
+        model, tokenizer = load_model(base, adapter=tuned, trainable_adapter=False)
+        drawn.append([c.text for c in generate(model, tokenizer, prompts, sampling=sampling)])
+    golds = [str(problem.final) for problem in problems]
+    samples = zip(prompts, golds, zip(*drawn, strict=True), strict=True)
+    return label_pairs(samples, Annotator(), seed)[:count]
+
+
+def write_preferences(folder: Path, base: Path, adapter: Path) -> list[Path]:
+    """The sample pairs in three shapes: chosen and rejected, better_response_id, and unpaired."""
+    pairs = sample_pairs(base, adapter)
+    shapes = {
+        "preferences_chosen": [pair.as_chosen_rejected() for pair in pairs],
+        "preferences_better_id": [pair.as_better_id() for pair in pairs],
+        "preferences_unpaired": [record for pair in pairs for record in pair.as_unpaired()],
+    }
+    paths = [folder / f"{name}.jsonl" for name in shapes]
+    for path in paths:
+        write_jsonl(shapes[path.stem], path)
+    return paths

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from workbook.progress import course_root
 
-PARTS = ("data", "tokenizer", "model", "adapters", "card")
+PARTS = ("data", "tokenizer", "model", "adapters", "preferences", "card")
 
 
 def assets() -> Path:
@@ -16,7 +16,8 @@ def regenerate(part: str, out: Path | None = None) -> Path:
     """Write one part to `out`, by default to its place among the assets; returns the folder.
 
     data and tokenizer: seconds. model: pre-training, about an hour on two cores. adapters: a
-    minute, from the shipped model. card: the model card, from the recorded measurements.
+    minute, from the shipped model. preferences: fifty pairs in three shapes, from base and
+    adapter. card: the model card, from the recorded measurements.
 
     Raises ValueError for a part that is not known.
     """
@@ -41,6 +42,12 @@ def regenerate(part: str, out: Path | None = None) -> Path:
 
         folder = out or assets() / "adapters"
         train_sft_adapter(assets() / "base", folder / "sft")
+        return folder
+    if part == "preferences":
+        from workbook.world.data import write_preferences
+
+        folder = out or assets() / "data"
+        write_preferences(folder, assets() / "base", assets() / "adapters" / "sft")
         return folder
     if part == "card":
         from workbook.world.card import write_card
