@@ -41,6 +41,7 @@ TEST_ONLY_STRUCTURES = frozenset(
     }
 )
 STEP_SHARES = {1: 0.15, 2: 0.33, 3: 0.30, 4: 0.22}
+TEST_STEP_SHARES = {1: 0.10, 2: 0.26, 3: 0.34, 4: 0.30}  # the test has more long problems
 UNIT_SIZE = {"items": 12, "days": 7}  # a dozen, a week
 LARGEST = 250
 
@@ -275,7 +276,8 @@ def _tell(
 
 
 def _draw_structure(rng: random.Random, split: Split, steps: int | None) -> str:
-    steps = steps or rng.choices(list(STEP_SHARES), list(STEP_SHARES.values()))[0]
+    shares = TEST_STEP_SHARES if split == "test" else STEP_SHARES
+    steps = steps or rng.choices(list(shares), list(shares.values()))[0]
     allowed = [
         s
         for s in STRUCTURES

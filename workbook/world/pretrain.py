@@ -3,7 +3,8 @@
     python3 -m workbook world model
 
 Each phase starts a fresh optimiser from the weights that the one before wrote; in the last one the
-learning rate falls to zero.
+learning rate falls to zero. The model is an average of two snapshots of that last phase: fully
+annealed weights solve too much, and the lessons would have nothing left to improve.
 """
 
 import json
@@ -42,6 +43,7 @@ PHASES = (
     Phase(6_000_000, 1.3e-3, corpus_seed=8, falls=False),
     Phase(6_500_000, 1.2e-3, corpus_seed=12, falls=True),
 )
+SNAPSHOTS = {4_000_000: 0.75, 6_000_000: 0.25}  # tokens of the last phase: share in the average
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
@@ -109,41 +111,67 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
+def training_step(forward, optimizer: torch.optim.Optimizer, rows: Iterator, rate: float) -> float:
+    """One optimiser step on ROWS_PER_STEP rows; returns the loss."""
+    batch = [next(rows) for _ in range(ROWS_PER_STEP)]
+    ids, weights = map(torch.tensor, zip(*batch, strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = forward(input_ids=ids[:, :-1], use_cache=False).logits
+    loss = weighted_loss(logits, ids, weights)
+    loss.backward()
+    group = optimizer.param_groups[0]
+    torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+    group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
 def train_phase(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, log_file: Path
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, folder: Path
 ) -> None:
-    """One phase of training, with a line of metrics a step."""
+    """One phase of training: metrics, a copy at each of SNAPSHOTS, and one at the end."""
     forward = torch.compile(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=phase.learning_rate, betas=(0.9, 0.95), weight_decay=0.05
     )
     rows = packed_rows(tokenizer, phase.corpus_seed)
     steps, start = math.ceil(phase.tokens / TOKENS_PER_STEP), time.time()
-    with log_file.open("w", encoding="utf-8") as log:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as log:
         for step in range(steps):
-            batch = [next(rows) for _ in range(ROWS_PER_STEP)]
-            ids, weights = map(torch.tensor, zip(*batch, strict=True))
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = forward(input_ids=ids[:, :-1], use_cache=False).logits
-            loss = weighted_loss(logits, ids, weights)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(phase, step, steps)
-            optimizer.step()
-            optimizer.zero_grad()
-            row = {"step": step, "loss": round(loss.item(), 4), "seconds": time.time() - start}
+            loss = training_step(forward, optimizer, rows, learning_rate(phase, step, steps))
+            row = {"step": step, "loss": round(loss, 4), "seconds": time.time() - start}
             print(json.dumps(row), file=log, flush=True)
+            for tokens in SNAPSHOTS:
+                if step * TOKENS_PER_STEP < tokens <= (step + 1) * TOKENS_PER_STEP:
+                    save(model, tokenizer, folder / str(tokens))
+    save(model, tokenizer, folder / "end")
+
+
+def averaged(folder: Path) -> Qwen2ForCausalLM:
+    """The weighted average of the snapshots in a folder, in float32."""
+    models = {
+        share: Qwen2ForCausalLM.from_pretrained(folder / str(tokens), dtype=torch.float32)
+        for tokens, share in SNAPSHOTS.items()
+    }
+    states = {share: model.state_dict() for share, model in models.items()}
+    result = next(iter(models.values()))
+    names = next(iter(states.values())).keys()
+    result.load_state_dict(
+        {name: sum(share * state[name] for share, state in states.items()) for name in names}
+    )
+    return result
 
 
 def pretrain(out: Path, phases: tuple[Phase, ...] = PHASES, seed: int = 0) -> Path:
-    """Train through all phases; the weights after phase k are written to `out/phase-k`."""
+    """Train through all phases below `out`; returns the folder of the model, `out/base`."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer()
     model = Qwen2ForCausalLM(model_config(tokenizer))
-    out.mkdir(parents=True, exist_ok=True)
     for number, phase in enumerate(phases, start=1):
-        train_phase(model, tokenizer, phase, out / f"phase-{number}.jsonl")
-        save(model, tokenizer, out / f"phase-{number}")
-        model = Qwen2ForCausalLM.from_pretrained(out / f"phase-{number}", dtype=torch.float32)
-    return out / f"phase-{len(phases)}"
+        folder = out / f"phase-{number}"
+        train_phase(model, tokenizer, phase, folder)
+        model = Qwen2ForCausalLM.from_pretrained(folder / "end", dtype=torch.float32)
+    save(averaged(folder), tokenizer, out / "base")
+    return out / "base"

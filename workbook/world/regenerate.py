@@ -34,9 +34,7 @@ def regenerate(part: str, out: Path | None = None) -> Path:
     if part == "model":
         from workbook.world.pretrain import pretrain
 
-        folder = out or course_root() / "runs" / "pretrain"
-        pretrain(folder)
-        return folder
+        return pretrain(out or course_root() / "runs" / "pretrain")
     if part == "adapters":
         from workbook.world.adapters import train_sft_adapter
 
