@@ -330,7 +330,7 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
 # %%
 if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     figure = rates_with_intervals(
-        {"format": base["format_rate"], "strict": base["accuracy"], "lenient": base["lenient_accuracy"]},
+        {"base model": {"format": base["format_rate"], "strict": base["accuracy"], "lenient": base["lenient_accuracy"]}},
         title=f"The strict reward sees {base['accuracy'][0]:.1%}, the last number is right in {base['lenient_accuracy'][0]:.0%}",
         published={"format": (published("s0.format_rate").value, published("s0.format_rate").source),
                    "strict": (published("s0.accuracy").value, published("s0.accuracy").source)})
@@ -381,14 +381,16 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     def exact(text, gold):
         return r1_zero_reward(text if "</think> <answer>" in text else "", gold)
 
-    def measured(opens, temperature, reward_fn):
-        sampling = profile.sampling.settings(temperature=temperature)
-        return evaluate_maths([render(prefill[opens], question=q) for q in some["question"]], some, sampling, reward_fn=reward_fn)
+    def sampled(opens, temperature):
+        prompts = [render(prefill[opens], question=q) for q in some["question"]]
+        return prompts, complete(model, tokenizer, prompts, sampling=profile.sampling.settings(temperature=temperature))
 
-    arms = {"published settings": measured(False, 1.0, exact), "+ <think> pre-filled": measured(True, 1.0, exact),
-            "+ greedy": measured(False, 0.0, exact), "+ any spacing": measured(False, 1.0, r1_zero_reward),
-            "all three": measured(True, 0.0, r1_zero_reward)}
-    arms = {name: summarise_rates(arm) for name, arm in arms.items()}
+    drawn = {(opens, t): sampled(opens, t) for opens in (False, True) for t in (0.0, 1.0)}
+    changes = {"published settings": (False, 1.0, exact), "+ <think> pre-filled": (True, 1.0, exact),
+               "+ greedy": (False, 0.0, exact), "+ any spacing": (False, 1.0, r1_zero_reward),
+               "all three": (True, 0.0, r1_zero_reward)}
+    arms = {name: summarise_rates(grade_completions(some, drawn[opens, t][1], reward, prompts=drawn[opens, t][0]))
+            for name, (opens, t, reward) in changes.items()}
 
 # %%
 if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
