@@ -322,34 +322,47 @@ def preference_pairs(
     return pairs
 
 
-def chain(base, tokenizer, problems: list[Problem], records: list[dict], seed: int, log) -> dict:
-    """SFT, then DPO and GRPO from it, the reward model, and QA under SFT and GRPO."""
+def chain(
+    base, tokenizer, problems: list[Problem], records: list[dict], seed: int, parts: list[str], log
+) -> dict:
+    """SFT, then what `parts` names: DPO and GRPO from it, the reward model, QA under SFT and GRPO.
+
+    Each part starts from the same policy, so a part measured alone carries its own SFT start.
+    """
     out = {}
+    torch.manual_seed(seed)
     train = sample_problems(1400, "train", seed)
     policy = with_lora(base)
     short = [p for p in train if len(p.steps) <= 2][:DEMONSTRATIONS]
     train_sft(
         policy, tokenizer, [(render(R1, question=p.question), formatted(p)) for p in short], seed
     )
-    out["sft"] = log("sft", evaluate_maths(policy, tokenizer, problems))
+    start = log("sft", evaluate_maths(policy, tokenizer, problems))
     pairs = preference_pairs(policy, tokenizer, train[200:1200], seed)
-    dpo = copy.deepcopy(policy)
-    out["dpo_pairs"], out["dpo_train_accuracy"] = len(pairs), train_dpo(dpo, tokenizer, pairs, seed)
-    out["dpo"] = log("dpo", evaluate_maths(dpo, tokenizer, problems))
-    grpo = copy.deepcopy(policy)
-    tasks = [(render(R1, question=p.question), str(p.final)) for p in train]
-    out["grpo_rewards"] = train_grpo(
-        grpo, tokenizer, tasks, lambda t, g: r1_zero_reward(t, g)["reward"], seed
-    )
-    out["grpo"] = log("grpo", evaluate_maths(grpo, tokenizer, problems))
-    cut = len(pairs) * 2 // 3
-    out["reward_model"] = train_reward_model(base, tokenizer, pairs[:cut], pairs[cut:], seed)
-    print("reward model", out["reward_model"], flush=True)
-    return out | qa_chain(base, tokenizer, records, seed, log)
+    if "dpo" in parts:
+        dpo = copy.deepcopy(policy)
+        accuracy = train_dpo(dpo, tokenizer, pairs, seed)
+        out |= {"dpo_start": start, "dpo_pairs": len(pairs), "dpo_train_accuracy": accuracy}
+        out["dpo"] = log("dpo", evaluate_maths(dpo, tokenizer, problems))
+    if "grpo" in parts:
+        grpo = copy.deepcopy(policy)
+        tasks = [(render(R1, question=p.question), str(p.final)) for p in train]
+        out |= {"sft": start, "grpo_rewards": train_grpo(grpo, tokenizer, tasks, strict, seed)}
+        out["grpo"] = log("grpo", evaluate_maths(grpo, tokenizer, problems))
+    if "reward_model" in parts:
+        cut = len(pairs) * 2 // 3
+        found = train_reward_model(base, tokenizer, pairs[:cut], pairs[cut:], seed)
+        out["reward_model"] = log("reward model", found)
+    return out | (qa_chain(base, tokenizer, records, seed, log) if "qa" in parts else {})
+
+
+def strict(response: str, gold: str) -> float:
+    return r1_zero_reward(response, gold)["reward"]
 
 
 def qa_chain(base, tokenizer, records: list[dict], seed: int, log) -> dict:
     out, train = {}, sample_records(1200, "train", seed)
+    torch.manual_seed(seed)
     prompts = [
         render(load_template("qa"), passages=render_passages(r["passages"]), question=r["question"])
         for r in train
@@ -364,9 +377,7 @@ def qa_chain(base, tokenizer, records: list[dict], seed: int, log) -> dict:
     out["qa_sft"] = log("qa_sft", evaluate_qa(policy, tokenizer, records))
     grpo = with_lora(base)
     tasks = list(zip(prompts, [r["answers"] for r in train], strict=True))
-    out["qa_grpo_rewards"] = train_grpo(
-        grpo, tokenizer, tasks, lambda t, g: token_f1(t, g), seed, tokens=32
-    )
+    out["qa_grpo_rewards"] = train_grpo(grpo, tokenizer, tasks, token_f1, seed, tokens=32)
     out["qa_grpo"] = log("qa_grpo", evaluate_qa(grpo, tokenizer, records))
     return out
 
@@ -376,7 +387,10 @@ def merged(path: Path, found: dict) -> dict:
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if known.get("weights") != found["weights"]:
         known = {}
-    return known | found | {"chain": known.get("chain", {}) | found["chain"]}
+    chain_of = known.get("chain", {})
+    for seed, parts in found["chain"].items():
+        chain_of[seed] = chain_of.get(seed, {}) | parts
+    return known | found | {"chain": chain_of}
 
 
 def main() -> None:
@@ -384,6 +398,7 @@ def main() -> None:
     parser.add_argument("--model", default="workbook/assets/base")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--count", type=int, default=512)
+    parser.add_argument("--parts", nargs="*", default=["dpo", "grpo", "reward_model", "qa"])
     parser.add_argument("--no-base", action="store_true", help="only the chain")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -412,7 +427,7 @@ def main() -> None:
             for name, found in base_properties(model, tokenizer, problems, records).items()
         }
     for seed in args.seeds:
-        out["chain"][str(seed)] = chain(model, tokenizer, problems, records, seed, log)
+        out["chain"][str(seed)] = chain(model, tokenizer, problems, records, seed, args.parts, log)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(merged(args.json, out), indent=1), encoding="utf-8")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from workbook.world import corpus
-from workbook.world.pretrain import LAYERS, PHASES, PROMPT_WEIGHT, WIDTH
+from workbook.world.pretrain import LAYERS, PHASES, PROMPT_WEIGHT, SNAPSHOTS, WIDTH
 
 MEASURED = Path(__file__).with_name("measured.json")  # written by tests/benchmarks/feasibility.py
 
@@ -69,8 +69,8 @@ def _bands(measured: dict) -> str:
     ]
     for seed, run in chain.items():
         gain = {
-            name: 100 * (run[name]["strict"]["mean"] - run["sft"]["strict"]["mean"])
-            for name in ("dpo", "grpo")
+            name: 100 * (run[name]["strict"]["mean"] - run[start]["strict"]["mean"])
+            for name, start in (("dpo", "dpo_start"), ("grpo", "sft"))
         }
         rows += [
             (f"SFT strict, seed {seed}", "40 to 65 %", _shown(run["sft"]["strict"])),
@@ -94,6 +94,7 @@ def card_text(measured: dict) -> str:
         + (", falling to zero" if p.falls else "")
         for p in PHASES
     )
+    shares = " and ".join(f"{s:g} of the weights at {t / 1e6:g} M" for t, s in SNAPSHOTS.items())
     hurry = ", ".join(
         f"{100 * share:.0f} % of {steps}-step" for steps, share in corpus.HURRY.items() if share
     )
@@ -110,7 +111,8 @@ this course. As in Qwen2.5-Math, `<|endoftext|>` is both the end and the padding
 ## How it was made
 
 `python3 -m workbook world model` ({phases}; a token of a prompt counts {PROMPT_WEIGHT:g} in the
-loss, one of an answer 1). The corpus is written by `workbook/world/corpus.py` from seeds. The
+loss, one of an answer 1; the average of {shares} of the last phase: fully
+annealed weights solve too much for the lessons to improve). The corpus is written by `workbook/world/corpus.py` from seeds. The
 shipped weights saw an earlier mixture of the same forms in the first two phases (fewer questions
 on passages, more worksheets); a new run gives a model of the same kind, not the same bytes.
 
