@@ -111,10 +111,11 @@ this course. As in Qwen2.5-Math, `<|endoftext|>` is both the end and the padding
 ## How it was made
 
 `python3 -m workbook world model` ({phases}; a token of a prompt counts {PROMPT_WEIGHT:g} in the
-loss, one of an answer 1; the average of {shares} of the last phase: fully
-annealed weights solve too much for the lessons to improve). The corpus is written by `workbook/world/corpus.py` from seeds. The
-shipped weights saw an earlier mixture of the same forms in the first two phases (fewer questions
-on passages, more worksheets); a new run gives a model of the same kind, not the same bytes.
+loss, one of an answer 1). The model is the average of {shares} tokens of
+the last phase: fully annealed weights leave the lessons too little to improve. The corpus is
+written by `workbook/world/corpus.py` from seeds. The shipped weights saw an earlier mixture of the
+same forms in the first two phases (fewer questions on passages, more worksheets); a new run gives a
+model of the same kind, not the same bytes.
 
 {_corpus_table()}
 
