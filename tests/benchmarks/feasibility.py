@@ -27,6 +27,7 @@ from workbook.world.maths import Problem, sample_problems
 from workbook.world.qa import sample_records
 
 R1 = load_template("r1_zero")
+PROMPTS, GROUP = 16, 8  # of one GRPO step
 DEMONSTRATIONS = 128  # short ones: long problems are left for reinforcement learning
 GREEDY = SamplingSettings(temperature=0, max_new_tokens=96)
 
@@ -79,9 +80,7 @@ def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.zero_grad()
 
 
-def train_sft(
-    model, tokenizer, pairs: list[tuple[str, str]], seed: int, *, epochs=3, batch=16, lr=2e-3
-) -> None:
+def train_sft(model, tokenizer, pairs, seed, *, epochs=3, batch=16, lr=2e-3) -> None:
     """Maximise the log-probability of the responses: mean over the response tokens of a batch."""
     optimizer, rng = trainable(model, lr), random.Random(seed)
     for _ in range(epochs):
@@ -91,17 +90,7 @@ def train_sft(
             update(optimizer, -log_probs(model, inputs).sum() / inputs["response_mask"].sum())
 
 
-def train_dpo(
-    model,
-    tokenizer,
-    pairs: list[tuple[str, str, str]],
-    seed: int,
-    *,
-    epochs=1,
-    batch=16,
-    lr=5e-4,
-    beta=0.1,
-):
+def train_dpo(model, tokenizer, pairs, seed, *, epochs=2, batch=16, lr=2e-4, beta=0.3) -> float:
     """-log sigmoid(beta * (policy margin - margin of the model at the start))."""
     reference, optimizer, rng = (
         copy.deepcopy(model).eval(),
@@ -122,34 +111,16 @@ def train_dpo(
     return sum(accuracy[-8:]) / 8
 
 
-def train_grpo(
-    model,
-    tokenizer,
-    tasks: list[tuple[str, object]],
-    reward_fn,
-    seed: int,
-    *,
-    steps=40,
-    prompts=16,
-    group=8,
-    lr=1e-3,
-    tokens=96,
-) -> list[float]:
+def train_grpo(model, tokenizer, tasks, reward_fn, seed, *, steps=40, lr=1e-3, tokens=96) -> list:
     """One on-policy step a rollout: centred rewards over the group std, mean over tokens."""
     optimizer, rng, means = trainable(model, lr), random.Random(seed), []
     for step in range(steps):
-        chosen = rng.sample(tasks, prompts)
-        rollouts = generate(
-            model,
-            tokenizer,
-            [p for p, _ in chosen],
-            n=group,
-            sampling=sample_at_1(1000 * seed + step, tokens),
-        )
-        golds = [gold for _, gold in chosen for _ in range(group)]
-        rewards = torch.tensor(
-            [reward_fn(r.text, g) for r, g in zip(rollouts, golds, strict=True)]
-        ).view(-1, group)
+        chosen = rng.sample(tasks, PROMPTS)
+        sampling = sample_at_1(1000 * seed + step, tokens)
+        rollouts = generate(model, tokenizer, [p for p, _ in chosen], n=GROUP, sampling=sampling)
+        golds = [gold for _, gold in chosen for _ in range(GROUP)]
+        scores = [reward_fn(r.text, g) for r, g in zip(rollouts, golds, strict=True)]
+        rewards = torch.tensor(scores).view(-1, GROUP)
         centred = rewards - rewards.mean(1, keepdim=True)
         advantages = (centred / (rewards.std(1, keepdim=True) + 1e-6)).flatten()
         kept = [k for k in range(len(rollouts)) if advantages[k].abs() > 1e-6]
@@ -159,11 +130,9 @@ def train_grpo(
         total = sum(len(rollouts[k].token_ids) for k in kept)
         for start in range(0, len(kept), 32):
             rows = kept[start : start + 32]
-            inputs = pad_prompt_and_response(
-                [rollouts[k].prompt_token_ids for k in rows],
-                [rollouts[k].token_ids for k in rows],
-                tokenizer.pad_token_id,
-            )
+            prompts = [rollouts[k].prompt_token_ids for k in rows]
+            responses = [rollouts[k].token_ids for k in rows]
+            inputs = pad_prompt_and_response(prompts, responses, tokenizer.pad_token_id)
             (-(advantages[rows, None] * log_probs(model, inputs)).sum() / total).backward()
         torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
         optimizer.step()
@@ -171,17 +140,7 @@ def train_grpo(
     return means
 
 
-def train_reward_model(
-    base,
-    tokenizer,
-    pairs: list[tuple[str, str, str]],
-    held_out: list,
-    seed: int,
-    *,
-    epochs=4,
-    batch=16,
-    lr=5e-4,
-) -> dict[str, float]:
+def train_reward_model(base, tokenizer, pairs, held_out, seed, *, epochs=4, batch=16, lr=5e-4):
     """Bradley-Terry on a scalar head over the last token; accuracy on both sets of pairs."""
     torch.manual_seed(seed)
     body = copy.deepcopy(base).model

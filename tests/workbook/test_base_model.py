@@ -77,8 +77,11 @@ def test_any_text_round_trips(text):
     assert tokenizer.decode(ids) == text
 
 
-def test_the_tokenizer_follows_from_its_seed(tokenizer):
-    assert train_tokenizer().get_vocab() == tokenizer.get_vocab()
+def test_a_tokenizer_follows_from_its_seed(tokenizer):
+    first, second = (train_tokenizer(seed=4, document_count=2000) for _ in range(2))
+    assert first.get_vocab() == second.get_vocab()
+    assert len(first) == len(tokenizer)
+    assert first.all_special_tokens == tokenizer.all_special_tokens
 
 
 def test_measurements_are_of_these_weights():
