@@ -113,9 +113,9 @@ this course. As in Qwen2.5-Math, `<|endoftext|>` is both the end and the padding
 `python3 -m workbook world model` ({phases}; a token of a prompt counts {PROMPT_WEIGHT:g} in the
 loss, one of an answer 1). The model is the average of {shares} tokens of
 the last phase: fully annealed weights leave the lessons too little to improve. The corpus is
-written by `workbook/world/corpus.py` from seeds. The shipped tokenizer, and the weights in the first
-two phases, saw an earlier mixture of the same forms (fewer questions on passages, more worksheets):
-a new run gives a model of the same kind, not the same bytes.
+written by `workbook/world/corpus.py` from seeds. The shipped tokenizer, and the weights in two
+phases, saw an earlier mixture of the same forms (fewer questions on passages, more worksheets): a
+new run gives a model of the same kind, not the same bytes.
 
 {_corpus_table()}
 
