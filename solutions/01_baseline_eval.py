@@ -61,15 +61,16 @@ profile = use_profile("tiny")
 # You train such an adapter yourself in lesson 03.
 
 # %%
-problems, report = load_records(profile.path(profile.data.maths_test), split="test", keep=("seen", "steps", "topic"),
-                                limit=profile.sizes.eval_problems)
+problems, report = load_records(profile.path(profile.data.maths_test), split="test",
+                                keep=("seen", "steps"), limit=profile.sizes.eval_problems)
 R1_ZERO = load_template("r1_zero")
-model, tokenizer = load_model(profile.path(profile.models.maths), device=profile.engine.device, dtype=profile.engine.dtype)
+base_path = profile.path(profile.models.maths)
+model, tokenizer = load_model(base_path, device=profile.engine.device, dtype=profile.engine.dtype)
 greedy = profile.sampling.settings(temperature=0.0)
 first = render(R1_ZERO, question=problems[1]["question"])
 print(first, "\n\nbase:  ", generate(model, tokenizer, [first], sampling=greedy)[0].text)
 if profile.models.adapter:
-    tuned, _ = load_model(profile.path(profile.models.maths), adapter=profile.path(profile.models.adapter))
+    tuned, _ = load_model(base_path, adapter=profile.path(profile.models.adapter))
     print("\ntuned: ", generate(tuned, tokenizer, [first], sampling=greedy)[0].text)
 print("\ngold:  ", problems[1]["gold_answer"])
 
@@ -116,7 +117,8 @@ def extract_answer(text: str) -> str | None:
 
 # %%
 if ready("extract_answer"):
-    for text in ("4*6=24. </think> <answer>24</answer>", "It is \\boxed{24}.", "4*6=24.\n#### 24", "4*6=24."):
+    for text in ("4*6=24. </think> <answer>24</answer>", "It is \\boxed{24}.", "4*6=24.\n#### 24",
+                 "4*6=24."):
         print(f"{text!r:45} -> {extract_answer(text)!r}")
 
 # %%
@@ -148,7 +150,7 @@ def is_equivalent(prediction: str, truth: str) -> bool:
     whole = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
     size = rf"({whole}\s*/\s*{whole}|{whole}(?:\.\d*)?|\.\d+)"
     number = rf"([-+]?)\s*[$€£]?\s*{size}\s*(%?)((?:\s*[A-Za-z]+){{0,3}})\s*\.?"
-    no_unit = {"is", "not", "no", "or", "and", "x", "k", "hundred", "thousand", "million", "billion", "dozen"}
+    no_unit = set("is not no or and x k hundred thousand million billion dozen".split())
 
     def value(text: str) -> tuple[Fraction, bool] | None:
         if len(text) > 200:
@@ -169,7 +171,8 @@ def is_equivalent(prediction: str, truth: str) -> bool:
 
 # %%
 if ready("is_equivalent"):
-    for pair in (("1,000", "1000"), ("$18.00", "18"), ("18 eggs", "18"), ("3/4", "0.75"), ("18", "18%"), ("19, 18", "18")):
+    for pair in (("1,000", "1000"), ("$18.00", "18"), ("18 eggs", "18"), ("3/4", "0.75"),
+                 ("18", "18%"), ("19, 18", "18")):
         print(f"{pair[0]!r:10} and {pair[1]!r:8} -> {is_equivalent(*pair)}")
 
 # %%
@@ -194,18 +197,23 @@ check(is_equivalent)
 
 # %% nbgrader={"grade": false, "grade_id": "r1_zero_reward", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def r1_zero_reward(response: str, ground_truth: str) -> dict[str, float]:
-    """Parts format_reward, answer_reward, reward. Example: " so </think> <answer>7</answer>" and "7" give 1.0 each."""
+    """The parts format_reward, answer_reward, reward.
+
+    Example: " so </think> <answer>7</answer>" and "7" give 1.0 each.
+    """
     ### BEGIN SOLUTION
     found = re.fullmatch(r".*</think>\s*<answer>(.*)</answer>\s*", response, re.DOTALL)
     once = all(response.count(tag) == 1 for tag in ("</think>", "<answer>", "</answer>"))
     format_reward = float(found is not None and once)
     answer_reward = float(format_reward and is_equivalent(found[1].strip(), ground_truth))
-    return {"format_reward": format_reward, "answer_reward": answer_reward, "reward": format_reward * answer_reward}
+    return {"format_reward": format_reward, "answer_reward": answer_reward,
+            "reward": format_reward * answer_reward}
     ### END SOLUTION
 
 # %%
 if ready("is_equivalent", "r1_zero_reward"):
-    for text in (" 4*6=24. </think> <answer>24</answer>", " 4*6=24. </think> <answer>25</answer>", " 4*6=24. The answer is 24."):
+    for text in (" 4*6=24. </think> <answer>24</answer>", " 4*6=24. </think> <answer>25</answer>",
+                 " 4*6=24. The answer is 24."):
         print(f"{text!r:45} -> {r1_zero_reward(text, '24')}")
 
 # %%
@@ -240,7 +248,8 @@ def qa_scores(prediction: str, golds: list[str]) -> dict[str, float]:
         shared = (Counter(said.split()) & Counter(gold.split())).total()
         return 2 * shared / (len(said.split()) + len(gold.split()))
 
-    return {"sub_em": float(any(gold in said for gold in wanted)), "f1": max(map(f1, wanted), default=0.0)}
+    return {"sub_em": float(any(gold in said for gold in wanted)),
+            "f1": max(map(f1, wanted), default=0.0)}
     ### END SOLUTION
 
 # %%
@@ -312,10 +321,14 @@ check(summarise_rates)
 predict("lenient accuracy against strict", "rises")
 
 # %%
+def direction(gap):
+    return "rises" if gap > 0 else "falls" if gap < 0 else "stays"
+
+
 def evaluate_maths(prompts, records=problems, sampling=greedy, n=1, reward_fn=None):
     """Sample, then grade with your reward: one row a sample, the lines of results.jsonl."""
-    completions = complete(model, tokenizer, prompts, sampling=sampling, n=n, batch_size=profile.engine.batch_size,
-                           progress=True)
+    completions = complete(model, tokenizer, prompts, sampling=sampling, n=n,
+                           batch_size=profile.engine.batch_size, progress=True)
     return grade_completions(records, completions, reward_fn or r1_zero_reward, prompts=prompts)
 
 if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
@@ -325,16 +338,20 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     for name, (rate, low, high) in base.items():
         print(f"{name:17} {rate:6.1%}   95 % interval {low:.1%} to {high:.1%}")
     gap = base["lenient_accuracy"][0] - base["accuracy"][0]
-    display(observed("lenient accuracy against strict", "rises" if gap > 0 else "falls" if gap < 0 else "stays"))
+    display(observed("lenient accuracy against strict", direction(gap)))
 
 # %%
 if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
-    figure = rates_with_intervals(
-        {"base model": {"format": base["format_rate"], "strict": base["accuracy"], "lenient": base["lenient_accuracy"]}},
-        title=f"The strict reward sees {base['accuracy'][0]:.1%}, the last number is right in {base['lenient_accuracy'][0]:.0%}",
-        published={"format": (published("s0.format_rate").value, published("s0.format_rate").source),
-                   "strict": (published("s0.accuracy").value, published("s0.accuracy").source)})
-    display(figure)
+    def three(rates):
+        return {"format": rates["format_rate"], "strict": rates["accuracy"],
+                "lenient": rates["lenient_accuracy"]}
+
+    s0 = {"format": published("s0.format_rate"), "strict": published("s0.accuracy")}
+    strict, lenient = base["accuracy"][0], base["lenient_accuracy"][0]
+    display(rates_with_intervals(
+        {"base model": three(base)},
+        title=f"The strict reward sees {strict:.1%}, the last number is right in {lenient:.0%}",
+        published={name: (entry.value, entry.source) for name, entry in s0.items()}))
 
 # %% [markdown]
 # Strict accuracy cannot exceed the format rate, and lenient accuracy on the *same outputs* shows what lies under that
@@ -350,17 +367,22 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
                    "3 or 4 steps": [r for r in rows if r["fields"]["steps"] >= 3]}
     kinds = {name: summarise(group).failure_categories for name, group in groups.items()}
     unformatted = kinds["all"].get("right_number_unformatted", 0)
-    display(failure_categories(kinds, title=f"{unformatted / len(rows):.0%} of all responses hold the right number outside the format"))
+    share = unformatted / len(rows)
+    display(failure_categories(
+        kinds, title=f"{share:.0%} of all responses hold the right number outside the format"))
     for name in [name for name in ("seen", "unseen") if rows[0]["fields"]["seen"] is not None]:
         part = [r for r in rows if r["fields"]["seen"] == (name == "seen")]
-        print(f"{name:6} wordings and structures: lenient {summarise_rates(part)['lenient_accuracy'][0]:.1%} of {len(part)}")
+        rate = summarise_rates(part)["lenient_accuracy"][0]
+        print(f"{name:6} wordings and structures: lenient {rate:.1%} of {len(part)}")
 
 # %%
 if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     parts = {name: [row["metrics"][f"{name}_reward"] for row in rows] for name in ("format", "answer")}
-    parts |= {"reward": [row["metrics"]["reward"] for row in rows], "lenient": [float(row["lenient"]) for row in rows]}
+    parts |= {"reward": [row["metrics"]["reward"] for row in rows],
+              "lenient": [float(row["lenient"]) for row in rows]}
     nothing = parts["reward"].count(0.0) / len(rows)
-    display(reward_distributions(parts, title=f"{nothing:.0%} of the responses earn 0: little for reinforcement learning to hold on to"))
+    display(reward_distributions(
+        parts, title=f"{nothing:.0%} of the responses earn 0: little for RL to hold on to"))
     failure_browser(rows)
 
 # %% [markdown]
@@ -371,7 +393,7 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
 # wanted exactly one blank between `</think>` and `<answer>`. Start from all three, change one at a time, then all.
 
 # %%
-predict("strict format rate when the prompt opens <think>", "rises")
+predict("strict format rate when the prompt opens <think>", "stays")
 
 # %%
 if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
@@ -383,27 +405,36 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
 
     def sampled(opens, temperature):
         prompts = [render(prefill[opens], question=q) for q in some["question"]]
-        return prompts, complete(model, tokenizer, prompts, sampling=profile.sampling.settings(temperature=temperature))
+        sampling = profile.sampling.settings(temperature=temperature)
+        return prompts, complete(model, tokenizer, prompts, sampling=sampling)
+
+    def graded_arm(opens, temperature, reward):
+        prompts, completions = drawn[opens, temperature]
+        return summarise_rates(grade_completions(some, completions, reward, prompts=prompts))
 
     drawn = {(opens, t): sampled(opens, t) for opens in (False, True) for t in (0.0, 1.0)}
     changes = {"published settings": (False, 1.0, exact), "+ <think> pre-filled": (True, 1.0, exact),
                "+ greedy": (False, 0.0, exact), "+ any spacing": (False, 1.0, r1_zero_reward),
                "all three": (True, 0.0, r1_zero_reward)}
-    arms = {name: summarise_rates(grade_completions(some, drawn[opens, t][1], reward, prompts=drawn[opens, t][0]))
-            for name, (opens, t, reward) in changes.items()}
+    arms = {name: graded_arm(*change) for name, change in changes.items()}
 
 # %%
 if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
-    shown = {name: {"format": s["format_rate"], "strict": s["accuracy"], "lenient": s["lenient_accuracy"]} for name, s in arms.items()}
-    display(rates_with_intervals(shown, title=f"From {arms['published settings']['format_rate'][0]:.1%} to {arms['all three']['format_rate'][0]:.1%} format "
-                                 "with the same weights",
-                                 published={"strict": (published("s0.accuracy").value, published("s0.accuracy").source)}))
-    before, after = (arms[name]["format_rate"][0] for name in ("published settings", "+ <think> pre-filled"))
-    display(observed("strict format rate when the prompt opens <think>",
-                     "rises" if after > before else "falls" if after < before else "stays"))
+    rates = [arm["format_rate"][0] for arm in arms.values()]
+    sampled, decoded = (arms[name]["lenient_accuracy"][0] for name in ("published settings", "+ greedy"))
+    display(rates_with_intervals(
+        {name: three(arm) for name, arm in arms.items()},
+        title=f"Format stays between {min(rates):.1%} and {max(rates):.1%}; greedy decoding moves the "
+              f"lenient rate from {sampled:.0%} to {decoded:.0%}",
+        published={"strict": (s0["strict"].value, s0["strict"].source)}))
+    before, low, high = arms["published settings"]["format_rate"]
+    after = arms["+ <think> pre-filled"]["format_rate"][0]
+    moved = "stays" if low <= after <= high else direction(after - before)  # inside the interval
+    display(observed("strict format rate when the prompt opens <think>", moved))
 
 # %% [markdown]
-# Look at the intervals before you believe a difference: a rate of 3 % on 128 problems may be 1 % or 8 %.
+# Look at the intervals before you believe a difference: a rate of 3 % on 128 problems may be 1 % or 8 %. So `observed` says "stays" where the
+# new rate lies inside the old interval.
 # A grader that stops sampling at `</answer>` is a fourth such choice: it forgives whatever the model would have written next.
 #
 # ## What is in the model: pass@k, reasoning, examples
@@ -417,22 +448,36 @@ if ready("is_equivalent", "r1_zero_reward"):
     drawn = evaluate_maths([render(R1_ZERO, question=q) for q in few["question"]], few,
                            profile.sampling.settings(temperature=1.0), n=profile.sizes.samples)
     at = {k: mean_pass_at_k(drawn, k, lenient=True) for k in (1, 2, 4, 8)}
-    print("  ".join(f"pass@{k} {value:.1%}" for k, value in at.items()), f"  ({len(few)} problems, T = 1, last number)")
+    print("  ".join(f"pass@{k} {value:.1%}" for k, value in at.items()),
+          f"  ({len(few)} problems, T = 1, last number)")
 
 # %%
 if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     training, _ = load_records(profile.path(profile.data.maths_train), limit=3)
-    shots = [(r["question"], f" {r['answer'].split('####')[0].strip()} </think> <answer>{r['gold_answer']}</answer>") for r in training]
+    shots = []
+    for r in training:
+        solution = r["answer"].split("####")[0].strip()
+        shots.append((r["question"], f" {solution} </think> <answer>{r['gold_answer']}</answer>"))
     ways = {"direct answer": lambda q: render(load_template("direct"), question=q),
             "chain of thought": lambda q: render(load_template("step_by_step"), question=q),
             "r1_zero, 3 examples": lambda q: render_few_shot(R1_ZERO, shots, q)}
-    graded = {name: evaluate_maths([way(q) for q in some["question"]], some) for name, way in ways.items()}
+    graded = {name: evaluate_maths([way(q) for q in some["question"]], some)
+              for name, way in ways.items()}
     prompted = {name: summarise_rates(found) for name, found in graded.items()}
-    display(rates_with_intervals({name: {"format": s["format_rate"], "lenient": s["lenient_accuracy"]} for name, s in prompted.items()},
-                                 title=f"Three examples: format {prompted['r1_zero, 3 examples']['format_rate'][0]:.0%}. Reasoning: "
-                                 f"{prompted['chain of thought']['lenient_accuracy'][0]:.0%} right, without {prompted['direct answer']['lenient_accuracy'][0]:.0%}"))
-    test = paired_test(*([row["lenient"] for row in graded[name]] for name in ("chain of thought", "direct answer")))
-    print(f"Only with reasoning right: {test.only_first}; only without: {test.only_second}; p = {test.p_value:.2g} (McNemar, exact)")
+
+# %%
+if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
+    direct, thought = (prompted[name]["lenient_accuracy"][0] for name in list(ways)[:2])
+    shown = {name: {"format": r["format_rate"], "lenient": r["lenient_accuracy"]}
+             for name, r in prompted.items()}
+    formatted = prompted["r1_zero, 3 examples"]["format_rate"][0]
+    display(rates_with_intervals(
+        shown, title=f"With reasoning {thought:.0%} right, without {direct:.0%}; "
+                     f"three examples bring {formatted:.0%} format"))
+    right = {name: [row["lenient"] for row in graded[name]] for name in list(ways)[:2]}
+    test = paired_test(right["chain of thought"], right["direct answer"])
+    print(f"Only with reasoning right: {test.only_first}; only without: {test.only_second}; "
+          f"p = {test.p_value:.2g} (McNemar, exact)")
 
 # %% [markdown]
 # ## The other task: open-book questions
@@ -443,14 +488,18 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
 # %%
 if ready("qa_scores"):
     questions, _ = load_records(profile.path(profile.data.qa_test), limit=profile.sizes.qa_problems)
-    prompts = [render(load_template("qa"), passages=render_passages(r["passages"]), question=r["question"]) for r in questions]
+    template = load_template("qa")
+    prompts = [render(template, passages=render_passages(r["passages"]), question=r["question"])
+               for r in questions]
     one_line = profile.sampling.settings(temperature=0.0, stop_strings=("\n",), max_new_tokens=40)
-    same = profile.models.qa == profile.models.maths
-    reader = (model, tokenizer) if same else load_model(profile.path(profile.models.qa), device=profile.engine.device)
+    reader = (model, tokenizer)
+    if profile.models.qa != profile.models.maths:
+        reader = load_model(profile.path(profile.models.qa), device=profile.engine.device)
     texts = [c.text.strip() for c in complete(*reader, prompts, sampling=one_line, progress=True)]
     scores = [qa_scores(text, r["answers"]) for text, r in zip(texts, questions, strict=True)]
     qa = {name: sum(s[name] for s in scores) / len(scores) for name in ("sub_em", "f1")}
-    print(prompts[0], texts[0], "\n\ngold:", questions[0]["answers"], "\n", {k: round(v, 3) for k, v in qa.items()})
+    print(prompts[0], texts[0], "\n\ngold:", questions[0]["answers"])
+    print("SubEM {sub_em:.3f}, F1 {f1:.3f}".format(**qa))
 
 # %%
 if ready("qa_scores"):
@@ -469,17 +518,17 @@ if ready("qa_scores"):
 # %%
 if ready("is_equivalent", "r1_zero_reward", "qa_scores", "summarise_rates"):
     findings = {
-        "num_examples": len(rows), "strict_format_rate": base["format_rate"][0], "strict_accuracy": base["accuracy"][0],
-        "lenient_accuracy": base["lenient_accuracy"][0], "avg_reward": sum(r["metrics"]["reward"] for r in rows) / len(rows),
+        "num_examples": len(rows), "strict_format_rate": base["format_rate"][0],
+        "strict_accuracy": base["accuracy"][0], "lenient_accuracy": base["lenient_accuracy"][0],
+        "avg_reward": sum(parts["reward"]) / len(rows), "failure_categories": kinds["all"],
         "intervals": {name: list(triple[1:]) for name, triple in base.items()},
-        "artefacts": {name: s["format_rate"][0] for name, s in arms.items()},
-        "failure_categories": kinds["all"], "qa_sub_em": qa["sub_em"], "qa_f1": qa["f1"],
-        "pass_at_1": at[1], "pass_at_8": at[8], "direct_accuracy": prompted["direct answer"]["lenient_accuracy"][0],
-        "cot_accuracy": prompted["chain of thought"]["lenient_accuracy"][0],
-        "few_shot_format_rate": prompted["r1_zero, 3 examples"]["format_rate"][0]}
+        "artefacts": {name: rates["format_rate"][0] for name, rates in arms.items()},
+        "pass_at_1": at[1], "pass_at_8": at[8], "direct_accuracy": direct, "cot_accuracy": thought,
+        "few_shot_format_rate": formatted, "qa_sub_em": qa["sub_em"], "qa_f1": qa["f1"]}
     save_findings("01", findings, seeds=[profile.sampling.seed])
-    display(comparison_table("01", findings, ["s0.num_examples", "s0.format_rate", "s0.accuracy", "s0.avg_reward",
-                                              "s2.base_accuracy", "s1.base_sub_em", "s1.base_f1"]))
+    shown = ["s0.num_examples", "s0.format_rate", "s0.accuracy", "s0.avg_reward",
+             "s2.base_accuracy", "s1.base_sub_em", "s1.base_f1"]
+    display(comparison_table("01", findings, shown))
 
 # %% [markdown]
 # **What is built in, what is found.** In the tiny world the base model's habit of answering in many forms, and of leaving out the last step of long
