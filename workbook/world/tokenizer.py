@@ -1,9 +1,13 @@
-"""The byte-level BPE tokenizer: every digit is one token, and any Unicode text round-trips."""
+"""The byte-level BPE tokenizer: every digit is one token, and any Unicode text round-trips.
+
+Text is brought into its canonical form (NFC) first: transformers loads the tokenizer of a Qwen2
+model as Qwen2's own, which does so, whatever the file says.
+"""
 
 from itertools import islice
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from workbook.world.corpus import documents
@@ -30,6 +34,7 @@ def train_tokenizer(seed: int = 0, document_count: int = 20_000) -> PreTrainedTo
     built from token ids would hide the end that a model must learn.
     """
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
