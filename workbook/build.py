@@ -5,6 +5,7 @@ replaced as nbgrader does, cells tagged `solution-only` are left out, and the an
 `answer("01-1", "b")` and `predict("...", "falls")` become "?". Builds are byte for byte the same.
 """
 
+import ast
 import hashlib
 import importlib.util
 import json
@@ -166,14 +167,47 @@ def to_text(notebook) -> str:
     return json.dumps(split, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def helpers_hash() -> str:
-    """A hash of every file of `helpers/` that code reads."""
+def helpers_hash(source: Source) -> str:
+    """A hash of the parts of `helpers/` that a lesson uses; another lesson's part may change.
+
+    Those are the modules its cells import, its exercises' references, and what these import in
+    turn, and every text or YAML file of the folder.
+    """
     folder = course_root() / "helpers"
+    texts = (path for path in folder.rglob("*") if path.suffix in (".txt", ".yaml", ".json"))
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in (".py", ".txt", ".yaml", ".json"):
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted({*_helpers_used(source), *texts}):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _helpers_used(source: Source) -> set[Path]:
+    """The files of `helpers/` behind a lesson's cells and exercises."""
+    cells = [cell.source for cell in source.notebook.cells if cell.cell_type == "code"]
+    waiting = {module for cell in cells for module in _imported_helpers(cell)}
+    if any(exercise_of(cell) for cell in source.notebook.cells):
+        entries = lesson_help(source.lesson).exercises.values()
+        waiting |= {entry.reference.rpartition(".")[0] for entry in entries}
+    found: set[Path] = set()
+    while waiting:
+        path = course_root() / waiting.pop().replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if path.exists() and path not in found:
+            found.add(path)
+            waiting |= _imported_helpers(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _imported_helpers(code: str) -> set[str]:
+    """The modules of `helpers` that a piece of code imports, at the top or inside a function."""
+    modules = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            modules |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    ours = [module.split(".") for module in modules if module.partition(".")[0] == "helpers"]
+    return {".".join(parts[:depth]) for parts in ours for depth in range(1, len(parts) + 1)}
 
 
 def build(check: bool = False, execute: bool = False, lessons=("all",), **run) -> list[str]:
@@ -240,7 +274,7 @@ def _solution_problems(source: Source) -> list[str]:
     problems = []
     if made_from.get("code") != source.code_hash:
         problems.append(f"solutions/{target.name} was executed from other code: {again}")
-    if made_from.get("helpers") != helpers_hash():
+    if made_from.get("helpers") != helpers_hash(source):
         problems.append(f"solutions/{target.name} was executed with other helpers: {again}")
     for number, cell in enumerate(notebook.cells, 1):
         if any(output.output_type == "error" for output in cell.get("outputs", [])):
@@ -252,7 +286,7 @@ def _execute(source: Source, profile: str | None = None, depth: str | None = Non
     from workbook.run import execute  # nbclient is needed here only
 
     notebook, facts = execute(source, profile=profile, depth=depth)
-    made = {"code": source.code_hash, "helpers": helpers_hash(), **facts}
+    made = {"code": source.code_hash, "helpers": helpers_hash(source), **facts}
     notebook.metadata["workbook"] = made
     write_text(source.path.with_suffix(".ipynb"), to_text(notebook))
 

@@ -110,7 +110,7 @@ def test_check_finds_a_lesson_that_is_not_its_source(course):
 def executed(course, **made):
     """An executed solution as `build --execute` would store it, without running a kernel."""
     source = read_source(find_source("90"))
-    facts = {"code": source.code_hash, "helpers": helpers_hash(), "profile": "tiny"} | made
+    facts = {"code": source.code_hash, "helpers": helpers_hash(source), "profile": "tiny"} | made
     source.notebook.metadata["workbook"] = facts
     path = course / "solutions" / "90_toy.ipynb"
     path.write_text(to_text(source.notebook), encoding="utf-8")
@@ -122,8 +122,14 @@ def test_check_finds_a_stale_solution_by_its_hashes(course):
     assert "solutions/90_toy.ipynb is missing" in build(check=True)[0]
     executed(course)
     assert build(check=True) == []
-    (course / "helpers" / "method.py").write_text("X = 2\n", encoding="utf-8")
+    (course / "helpers" / "rewards.py").write_text("import helpers.deep\n", encoding="utf-8")
     assert "executed with other helpers" in build(check=True)[0]
+    executed(course)
+    (course / "helpers" / "deep.py").write_text("X = 2\n", encoding="utf-8")
+    assert "executed with other helpers" in build(check=True)[0]
+    executed(course)
+    (course / "helpers" / "method.py").write_text("X = 2\n", encoding="utf-8")  # not this lesson's
+    assert build(check=True) == []
     executed(course)
     edit(course / "solutions" / "90_toy.py", "float(prediction)", "float(str(prediction))")
     build()
