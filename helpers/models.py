@@ -1,4 +1,4 @@
-"""Load causal language models: plain, with new LoRA layers, or with a saved adapter."""
+"""Load language models and reward models: plain, with new LoRA layers, or with a saved adapter."""
 
 import re
 from collections.abc import Sequence
@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 # Below this many parameters half precision saves nothing that matters, and float32 is exact.
@@ -81,8 +87,7 @@ def load_model(
         raise ValueError(
             f"quantization={quantization!r} is not available yet: it comes with lesson 03."
         )
-    if adapter is not None and lora is not None:
-        raise ValueError("Give adapter (a saved one) or lora (a new one), not both.")
+    _refuse_two_adapters(adapter, lora)
     model, tokenizer = _load_plain(str(name_or_path), revision)
     model = model.to(device=_resolve_device(device), dtype=_resolve_dtype(dtype, device, model))
     _freeze_half_precision(model)
@@ -94,29 +99,170 @@ def load_model(
     return model.eval(), tokenizer
 
 
+class RewardModel(nn.Module):
+    """A sequence classifier with one label, read at every position: token rewards.
+
+    r_t = w . h_t, with h_t the last hidden state at position t. The head w is float32 whatever
+    the body is: in bfloat16 rewards have 8 bits, and near ties count as ties.
+
+    model: the classifier of the model hub (`...ForSequenceClassification`, num_labels=1), or
+        that inside a PeftModel.
+
+    Example:
+        >>> token_rewards = reward_model(input_ids, attention_mask)  # (B, T), float32
+        >>> reward_model.save_pretrained("runs/02/reward")  # the hub's own format
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """input_ids, attention_mask: (B, T), padded on either side. Returns (B, T), float32.
+
+        What stands at padding means nothing. Positions are counted over the attention mask, so
+        that padding moves no token.
+        """
+        classifier = self.classifier
+        body = getattr(classifier, classifier.base_model_prefix)
+        attention_mask = attention_mask.long()
+        hidden = body(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state  # (B, T, H)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return classifier.score(hidden.float()).squeeze(-1)
+
+    @property
+    def classifier(self):
+        """The classifier itself, without what peft puts around it (its LoRA layers stay)."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def config(self):
+        return self.classifier.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.classifier.score.weight.device
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the classifier, or the adapter with its head, as `load_reward_model` reads it."""
+        self.model.save_pretrained(folder)
+
+
+def load_reward_model(
+    name_or_path: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    lora: LoraSettings | None = None,
+    quantization: str | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    seed: int = 0,
+) -> tuple[RewardModel, object]:
+    """Load a reward model and its tokenizer, in evaluation mode; the options are `load_model`'s.
+
+    name_or_path: a language model, which gets a new head drawn from `seed`, or a saved reward
+        model, whose head is kept.
+    adapter: a saved reward adapter, with its head. lora: new LoRA layers; the head is trained too.
+
+    A new head is normal with standard deviation 1 / sqrt(H + 1), H the hidden width (Stiennon et
+    al. 2020, appendix B): untrained rewards are then about normal with standard deviation 1.
+
+    Raises what `load_model` raises, and ValueError for the adapter of a language model, which
+    holds no head.
+
+    Example:
+        >>> model, tokenizer = load_reward_model("workbook/assets/base", lora=LoraSettings())
+    """
+    if quantization is not None:
+        raise ValueError(f"quantization={quantization!r} is not available yet.")
+    _refuse_two_adapters(adapter, lora)
+    source = str(name_or_path)
+    model, tokenizer, new_head = _load_classifier(source)
+    head_weight = model.score.weight.detach().float()
+    model = model.to(device=_resolve_device(device), dtype=_resolve_dtype(dtype, device, model))
+    _freeze_half_precision(model)
+    model.score.float().requires_grad_(True)
+    with torch.no_grad():
+        if new_head:
+            generator = torch.Generator().manual_seed(seed)
+            width = head_weight.shape[-1]
+            head_weight = torch.randn(1, width, generator=generator) / (width + 1) ** 0.5
+        model.score.weight.copy_(head_weight)
+    if adapter is not None:
+        model = _with_reward_adapter(model, str(adapter))
+    elif lora is not None:
+        model = _with_new_lora(model, lora, TaskType.SEQ_CLS)  # trains and saves the head too
+    return RewardModel(model).eval(), tokenizer
+
+
+def _load_classifier(source: str):
+    """(classifier with one label, tokenizer, whether its head is new)."""
+    with _one_sentence("model", source):
+        config = AutoConfig.from_pretrained(source, num_labels=1)
+        tokenizer = _load_tokenizer(source, None)
+        config.pad_token_id = tokenizer.pad_token_id  # the hub's own pooling needs it
+        with _quiet_loading():
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                source, config=config, dtype="auto", output_loading_info=True
+            )
+    return model, tokenizer, "score.weight" in loading["missing_keys"]
+
+
+def _with_reward_adapter(model, adapter: str) -> PeftModel:
+    with _one_sentence("adapter", adapter):
+        task = PeftConfig.from_pretrained(adapter).task_type
+    if task != TaskType.SEQ_CLS:
+        raise ValueError(
+            f"The adapter {adapter} belongs to a language model and holds no reward head: merge it "
+            "into its base model first and give the merged folder as name_or_path."
+        )
+    with _one_sentence("adapter", adapter):
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+
+
 def _load_plain(source: str, revision: str | None):
     """The model as stored and its tokenizer, with a padding token."""
     with _one_sentence("model", source):
         # The small file first: an unreachable hub is waited for once.
         config = AutoConfig.from_pretrained(source, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        with _no_loading_bar():
+        tokenizer = _load_tokenizer(source, revision)
+        with _quiet_loading():
             model = AutoModelForCausalLM.from_pretrained(
                 source, config=config, revision=revision, dtype="auto"
             )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
 
 
+def _load_tokenizer(source: str, revision: str | None):
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _refuse_two_adapters(adapter, lora) -> None:
+    if adapter is not None and lora is not None:
+        raise ValueError("Give adapter (a saved one) or lora (a new one), not both.")
+
+
 @contextmanager
-def _no_loading_bar():
-    """transformers draws a bar for each load, also of a model that is there at once."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def _quiet_loading():
+    """No bar for each load, also of a model that is there at once, and no table of new heads."""
+    shown, verbosity = (
+        transformers_logging.is_progress_bar_enabled(),
+        transformers_logging.get_verbosity(),
+    )
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 
@@ -164,10 +310,10 @@ def _resolve_dtype(dtype: str | torch.dtype, device: str, model) -> torch.dtype:
     return torch.bfloat16
 
 
-def _with_new_lora(model, lora: LoraSettings) -> PeftModel:
+def _with_new_lora(model, lora: LoraSettings, task: TaskType = TaskType.CAUSAL_LM) -> PeftModel:
     targets = lora.target_modules
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
