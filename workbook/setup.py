@@ -168,9 +168,15 @@ def install(python: str, pins: list[str]) -> None:
     torch goes first and alone: the extra index with its CPU build must not serve other packages.
     """
     torch = [pin for pin in pins if pin.startswith("torch==")]
-    options = torch_options(python, torch)
-    run_pip(python, [*torch, *options], "PyTorch")
-    run_pip(python, pins, "the other packages")
+    if torch:
+        run_pip(python, [*torch, *torch_options(python, torch)], "PyTorch")
+    run_pip(python, pins, "the other packages" if torch else "packages")
+
+
+def remove(python: str, packages: list[str]) -> None:
+    """Uninstall packages; those that are not there are passed over."""
+    command = [python, "-m", "pip", "uninstall", "--yes", "--quiet", "--no-input"]
+    subprocess.run([*command, *packages], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def torch_options(python: str, torch: list[str]) -> list[str]:
