@@ -8,7 +8,7 @@
     summary     = summarise(rows)
 
 Below them: the statistics that belong beside every rate (Wilson and bootstrap intervals, an exact
-paired test, pass@k).
+paired test, pass@k), the report of scored preference pairs, and best-of-n.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from scipy.stats import binomtest, bootstrap
 
 from helpers.data import LoadReport
@@ -377,6 +378,64 @@ def mean_pass_at_k(rows: Sequence[dict], k: int, *, lenient: bool = False) -> fl
         right = row["lenient"] if lenient else row["metrics"]["answer_reward"] >= 1
         groups.setdefault(row["id"], []).append(right)
     return float(np.mean([pass_at_k(len(group), sum(group), k) for group in groups.values()]))
+
+
+# ---------------------------------------------------------------- preferences
+
+
+def preference_report(better_scores: Sequence[float], worse_scores: Sequence[float]) -> dict:
+    """How a reward model scores pairs: the first argument is of the responses called better.
+
+    better_data_mean, worse_data_mean: mean scores. worse_worse_than_better_count: pairs in the
+    right order; worse_better_than_better_count: in the wrong one; ties: equal scores, which are
+    in neither count. accuracy: share of pairs in the right order, so a tie is not right.
+    Scores are lists or tensors (N,) of any float type.
+
+    Raises ValueError for no pairs, unequal numbers, and scores that are not finite.
+
+    >>> report = preference_report([2.0, 1.0, 0.5], [1.0, 1.0, 0.75])
+    >>> report["worse_worse_than_better_count"], report["ties"], round(report["accuracy"], 3)
+    (1, 1, 0.333)
+    """
+    better, worse = (torch.as_tensor(s).double() for s in (better_scores, worse_scores))
+    if better.ndim != 1 or better.shape != worse.shape or not len(better):
+        raise ValueError(f"preference_report needs as many better as worse scores, and at least "
+                         f"one; it got shapes {tuple(better.shape)} and {tuple(worse.shape)}.")
+    if not (better.isfinite() & worse.isfinite()).all():
+        raise ValueError("preference_report got a score that is not finite.")
+    right = int((better > worse).sum())
+    wrong = int((better < worse).sum())
+    return {
+        "better_data_mean": better.mean().item(),
+        "worse_data_mean": worse.mean().item(),
+        "worse_better_than_better_count": wrong,
+        "worse_worse_than_better_count": right,
+        "ties": len(better) - right - wrong,
+        "accuracy": right / len(better),
+    }
+
+
+def best_of_n(
+    proxy: Sequence[Sequence[float]], gold: Sequence[Sequence[float]], n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Proxy and gold reward of the sample that the proxy likes best among n, for each prompt.
+
+    proxy, gold: (P, N) rewards of N samples a prompt. Returns two arrays (P,): expectations over
+    all choices of n of the N samples, in which the k-th lowest by proxy is the best C(k - 1, n - 1)
+    times of C(N, n) (Nakano et al. 2021, 2112.09332, appendix I). Equal proxies keep their order.
+
+    >>> proxy, gold = best_of_n([[0.0, 1.0, 2.0]], [[0.0, 9.0, 3.0]], 2)
+    >>> gold.tolist() == [(9 + 2 * 3) / 3]
+    True
+    """
+    proxies, golds = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
+    if proxies.ndim != 2 or proxies.shape != golds.shape or not 1 <= n <= proxies.shape[1]:
+        raise ValueError(f"best_of_n needs n of the N samples of each prompt; it got proxies "
+                         f"{proxies.shape}, golds {golds.shape} and n = {n}.")
+    count = proxies.shape[1]
+    weights = np.array([comb(k, n - 1) for k in range(count)], dtype=float) / comb(count, n)
+    order = np.argsort(proxies, axis=1, kind="stable")
+    return tuple(np.take_along_axis(rewards, order, 1) @ weights for rewards in (proxies, golds))
 
 
 # ---------------------------------------------------------------- files

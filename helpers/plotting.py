@@ -208,6 +208,58 @@ def method_table(rows: Mapping[str, Mapping[str, float | str | Interval]], *, ti
     return _finish(figure, axes, title, legend=False)
 
 
+def better_worse_scatter(
+    better_scores: Sequence[float], worse_scores: Sequence[float], *, title: str
+) -> Figure:
+    """Each pair as a point: the score of its better response, and of its worse one.
+
+    The line is y = x: above it the worse response scored higher. The counts stand in the legend;
+    pairs on the line are ties.
+
+    Example: `better_worse_scatter([2.0, 1.0], [1.0, 1.5], title="One of two pairs in order")`
+    """
+    better, worse = np.asarray(better_scores, float), np.asarray(worse_scores, float)
+    sides = {"better scores higher": (better > worse, PALETTE[0], "o"),
+             "worse scores higher": (better < worse, PALETTE[1], "^"),
+             "tie": (better == worse, PALETTE[6], "s")}
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.8))
+    for name, (kept, colour, marker) in sides.items():
+        if kept.any():
+            share = f"{kept.sum()} pairs, {_percent(kept.mean())}"
+            axes.scatter(better[kept], worse[kept], s=14, alpha=0.5, color=colour, marker=marker,
+                         linewidths=0, label=f"{name} ({share})")
+    low, high = min(better.min(), worse.min()), max(better.max(), worse.max())
+    room = 0.04 * (high - low or 1.0)
+    ends = (low - room, high + room)
+    axes.plot(ends, ends, color=GREY, ls="--", lw=1.4, zorder=1, label="equal scores (y = x)")
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+    axes.set_xlabel("score of the response labelled better")
+    axes.set_ylabel("score of the one labelled worse")
+    return _finish(figure, axes, title)
+
+
+def best_of_n_curves(
+    curves: Mapping[str, Mapping[int, Interval]], *, title: str, ylabel: str = "reward gained"
+) -> Figure:
+    """Rewards of the best of n samples against n, one line a reward, with a band of its interval.
+
+    Example: `best_of_n_curves({"proxy": {1: (0, 0, 0), 2: (.5, .4, .6)}}, title="...")`
+    """
+    shade = colours(list(curves))
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.8))
+    for name, points in curves.items():
+        values, low, high = zip(*points.values(), strict=True)
+        axes.plot(list(points), values, marker="o", ms=4, color=shade[name], lw=1.8, label=name)
+        axes.fill_between(list(points), low, high, color=shade[name], alpha=0.15, lw=0)
+    counts = sorted({n for points in curves.values() for n in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([n for n in counts if n & (n - 1) == 0])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("n: samples to choose from (logarithmic), with 95 % intervals")
+    axes.set_ylabel(ylabel)
+    return _finish(figure, axes, title)
+
+
 def frontier(
     points: Mapping[str, tuple[float, Interval]],
     *,
