@@ -17,27 +17,23 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from datasets import Dataset, load_dataset
 
-from helpers.rewards import normalize_answer, parse_number
+from helpers.fields import BadRecord, checked_text, short
+from helpers.formats import FORMATS, Format, format_of, to_preference
+
+__all__ = ["FORMATS", "BadRecord", "Format", "LoadReport", "format_of", "load_records",
+           "to_preference"]
 
 MAX_LINE_BYTES = 1_000_000
 MAX_JSON_BYTES = 256_000_000
 MAX_PROBLEMS_KEPT = 50
 _BOM = b"\xef\xbb\xbf"
-
-
-class BadRecord(Exception):
-    """One record that cannot be used: a kind that is counted, and a sentence for the reader."""
-
-    def __init__(self, kind: str, problem: str):
-        super().__init__(problem)
-        self.kind = kind
 
 
 @dataclass
@@ -122,103 +118,6 @@ def _to_dataset(rows: list[dict]) -> Dataset:
         raise ValueError(f"The kept fields do not have one type in all records: {error}.") from None
 
 
-# ---------------------------------------------------------------- formats
-
-
-class Format(NamedTuple):
-    """The fields that a raw record must have, and the function that makes the canonical row."""
-
-    fields: tuple[str, ...]
-    convert: Callable[[dict], dict]
-
-
-def format_of(record: dict) -> str:
-    """The first format of FORMATS whose fields are all there; BadRecord where none is."""
-    for name, known in FORMATS.items():
-        if all(key in record for key in known.fields):
-            return name
-    wanted = "; ".join(" + ".join(known.fields) for known in FORMATS.values())
-    raise BadRecord("missing_columns", f"the record has {_names(record)}, and no known format: "
-                                       f"needed is one of {wanted}")
-
-
-def _from_gsm8k(record: dict) -> dict:
-    answer = _text(record, "answer")
-    _, mark, gold = answer.rpartition("####")
-    if not mark:
-        raise BadRecord("wrong_gold", 'the answer has no line "#### number"')
-    gold = gold.strip()
-    if parse_number(gold) is None:
-        raise BadRecord("wrong_gold", f"the gold answer {_short(gold)} is not a number")
-    return {"question": _text(record, "question"), "answer": answer, "gold_answer": gold}
-
-
-def _from_qa(record: dict) -> dict:
-    answers = _texts(record, "answers")
-    if not any(normalize_answer(answer) for answer in answers):
-        raise BadRecord("wrong_gold", "the field answers holds no answer")
-    return {"question": _text(record, "question"), "passages": _texts(record, "passages"),
-            "answers": answers}
-
-
-def _from_prompt_response(record: dict) -> dict:
-    return {"prompt": _text(record, "prompt"), "response": _text(record, "response")}
-
-
-def _from_prompt_answer(record: dict) -> dict:
-    return {"prompt": _text(record, "prompt"), "response": _text(record, "answer")}
-
-
-# In the order of detection: the format that asks for more fields stands first.
-FORMATS = {
-    "qa": Format(("question", "passages", "answers"), _from_qa),
-    "gsm8k": Format(("question", "answer"), _from_gsm8k),
-    "prompt_response": Format(("prompt", "response"), _from_prompt_response),
-    "prompt_answer": Format(("prompt", "answer"), _from_prompt_answer),
-}
-
-
-def _text(record: dict, name: str) -> str:
-    """A field that must be a text with something in it."""
-    text = _checked_text(_present(record, name), name)
-    if not text.strip():
-        raise BadRecord("empty_field", f"the field {name} is empty")
-    return text
-
-
-def _texts(record: dict, name: str) -> list[str]:
-    """A field that must be a list of texts; a single text counts as a list of one."""
-    values = _present(record, name)
-    values = [values] if isinstance(values, str) else values
-    if not isinstance(values, list) or not values:
-        raise BadRecord("wrong_type", f"the field {name} is not a list of texts")
-    return [_checked_text(value, name) for value in values]
-
-
-def _present(record: dict, name: str) -> Any:
-    if name not in record:
-        raise BadRecord("missing_columns", f"the field {name} is missing (has {_names(record)})")
-    return record[name]
-
-
-def _checked_text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise BadRecord("wrong_type", f"the field {name} holds {_short(value)}, which is no text")
-    # JSON can spell half a character ("\ud800"), which no tokenizer and no file can hold.
-    if re.search("[\ud800-\udfff]", value):
-        raise BadRecord("bad_utf8", f"the field {name} holds half of a surrogate pair")
-    return value
-
-
-def _names(record: dict) -> str:
-    return ", ".join(_short(name, 30) for name in list(record)[:8]) or "no fields"
-
-
-def _short(value: Any, limit: int = 40) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return repr(text if len(text) <= limit else text[:limit] + "...")
-
-
 # ---------------------------------------------------------------- reading
 
 
@@ -239,7 +138,7 @@ def _record_id(raw: _Raw, taken: set[str]) -> str:
     """
     own = raw.record.get("id")
     is_usable = isinstance(own, str | int) and not isinstance(own, bool) and str(own).strip()
-    name = _checked_text(str(own), "id") if is_usable else f"{Path(raw.source).stem}-{raw.line}"
+    name = checked_text(str(own), "id") if is_usable else f"{Path(raw.source).stem}-{raw.line}"
     return f"{name}@{raw.place}" if name in taken else name
 
 
@@ -260,7 +159,7 @@ def _read_all(
                 report.add(f"{source}:{line}", item)
             else:
                 report.add(f"{source}:{line}", BadRecord(
-                    "not_an_object", f"the line holds {_short(item)}, not an object with fields"))
+                    "not_an_object", f"the line holds {short(item)}, not an object with fields"))
         if is_empty:
             report.add(f"{source}:1", BadRecord("empty_file", "the file holds no record"))
 

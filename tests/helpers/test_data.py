@@ -11,7 +11,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.data import FORMATS, load_records
+from helpers.data import load_records
 from helpers.rewards import is_equivalent, parse_number
 
 GOOD = {"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
@@ -32,7 +32,7 @@ def write(path: Path, *lines: str | bytes | dict) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_each_format_becomes_its_canonical_columns(tmp_path, name):
     raw, row = EXAMPLES[name]
     data, report = load_records(write(tmp_path / "a.jsonl", raw, {**raw, "id": "own"}))
@@ -130,7 +130,7 @@ def test_a_damaged_gzip_keeps_what_was_read(tmp_path):
     (b"", "a.jsonl:1: the file holds no record"),
     (b"\n\n", "a.jsonl:1: the file holds no record"),
     (b'{"x": 1}', "a.jsonl:1: the record has 'x', and no known format"),
-    (b'{"question": "?"}\n', "needed is one of .*question . answer"),
+    (b'{"question": "?"}\n', "nearest is gsm8k, which also needs answer"),
     ("{}".encode("utf-16"), "a.jsonl:1: byte 1 is not UTF-8"),
 ])
 def test_nothing_usable_is_one_sentence_with_the_place(tmp_path, content, sentence):

@@ -1,0 +1,252 @@
+"""Record formats: what a raw record looks like, and the canonical row that it becomes.
+
+Each format is one small function from a raw record to a row, or a `BadRecord` that says in a
+sentence what is wrong. `FORMATS` lists them in the order in which they are guessed. Two records of
+each stand in `formats.yaml`; docs/formats.md shows them.
+
+Rows have one of these sets of columns:
+
+| kind | columns |
+|---|---|
+| maths | question, answer, gold_answer |
+| qa | question, passages, answers |
+| supervised | prompt or turns, response |
+| preference | prompt or turns, chosen, rejected |
+| unpaired | prompt, completion, label |
+| prompt | prompt |
+
+`turns` is a conversation up to the answer: [{"role": "user", "content": ...}, ...]. From it
+`helpers.conversation.render` makes the prompt.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from helpers import conversation
+from helpers.fields import (
+    BadRecord,
+    different,
+    field_names,
+    field_text,
+    label_of,
+    present,
+    short,
+    texts,
+    zero_or_one,
+)
+from helpers.rewards import normalize_answer, parse_number
+
+# ---------------------------------------------------------------- preferences
+
+
+def to_preference(record: dict) -> dict[str, str]:
+    """{"prompt", "response_0", "response_1", "better_response_id"} as prompt, chosen, rejected.
+
+    chosen is response_{id} and rejected is response_{1 - id}. The id is 0 or 1, as a number or as
+    the text "0" or "1"; anything else, True and False too, raises ValueError.
+
+    Example:
+        >>> to_preference({"prompt": "2 + 2?", "response_0": "5", "response_1": "4",
+        ...                "better_response_id": 1})
+        {'prompt': '2 + 2?', 'chosen': '4', 'rejected': '5'}
+    """
+    better = zero_or_one(record, "better_response_id", accept_text=True)
+    return {
+        "prompt": field_text(record, "prompt"),
+        "chosen": field_text(record, f"response_{better}"),
+        "rejected": field_text(record, f"response_{1 - better}"),
+    }
+
+
+def _from_better_id(record: dict) -> dict:
+    return different(to_preference(record))
+
+
+def _from_pair(chosen: str, rejected: str) -> Callable[[dict], dict]:
+    def convert(record: dict) -> dict:
+        return different({"prompt": field_text(record, "prompt"),
+                          "chosen": field_text(record, chosen),
+                          "rejected": field_text(record, rejected)})
+
+    return convert
+
+
+def _from_unpaired(record: dict) -> dict:
+    label = label_of(record, "label")
+    return {"prompt": field_text(record, "prompt"),
+            "completion": field_text(record, "completion"), "label": label}
+
+
+def _from_shp(record: dict) -> dict:
+    """Stanford Human Preferences: labels is 1 where the first of the two answers was preferred."""
+    better, worse = ("A", "B") if zero_or_one(record, "labels") else ("B", "A")
+    return different({"prompt": field_text(record, "history"),
+                      "chosen": field_text(record, f"human_ref_{better}"),
+                      "rejected": field_text(record, f"human_ref_{worse}")})
+
+
+def _from_stack_exchange(record: dict) -> dict:
+    """The answers of highest and lowest pm_score; the others of that question are not used.
+
+    Of equal ones the answer that the asker selected stands first.
+    """
+    answers = present(record, "answers")
+    try:
+        ranked = sorted(answers, key=lambda answer: (answer["pm_score"], bool(answer["selected"])))
+    except (TypeError, KeyError):
+        raise BadRecord("wrong_type", "the field answers is not a list of objects with text, "
+                                      "pm_score and selected") from None
+    if len(ranked) < 2 or ranked[0]["pm_score"] == ranked[-1]["pm_score"]:
+        raise BadRecord("equal_responses", f"the {len(ranked)} answers have one pm_score")
+    return different({"prompt": field_text(record, "question"),
+                      "chosen": field_text(ranked[-1], "text"),
+                      "rejected": field_text(ranked[0], "text")})
+
+
+# ---------------------------------------------------------------- plain texts, maths, questions
+
+
+def _from_gsm8k(record: dict) -> dict:
+    answer = field_text(record, "answer")
+    _, mark, gold = answer.rpartition("####")
+    if not mark:
+        raise BadRecord("wrong_gold", 'the answer has no line "#### number"')
+    gold = gold.strip()
+    if parse_number(gold) is None:
+        raise BadRecord("wrong_gold", f"the gold answer {short(gold)} is not a number")
+    return {"question": field_text(record, "question"), "answer": answer, "gold_answer": gold}
+
+
+def _from_qa(record: dict) -> dict:
+    return {"question": field_text(record, "question"), "passages": texts(record, "passages"),
+            "answers": _golds(record, "answers")}
+
+
+def _from_closed_book(record: dict) -> dict:
+    """Natural Questions without the pages: nq_open calls the list of answers `answer`."""
+    name = "answer" if "answer" in record else "answers"
+    return {"question": field_text(record, "question"), "passages": [],
+            "answers": _golds(record, name)}
+
+
+def _golds(record: dict, name: str) -> list[str]:
+    answers = texts(record, name)
+    if not any(normalize_answer(answer) for answer in answers):
+        raise BadRecord("wrong_gold", f"the field {name} holds no answer")
+    return answers
+
+
+def _from_prompt_response(record: dict) -> dict:
+    return {"prompt": field_text(record, "prompt"), "response": field_text(record, "response")}
+
+
+def _from_prompt_answer(record: dict) -> dict:
+    return {"prompt": field_text(record, "prompt"), "response": field_text(record, "answer")}
+
+
+def _from_prompt(record: dict) -> dict:
+    return {"prompt": field_text(record, "prompt")}
+
+
+# ---------------------------------------------------------------- the table
+
+
+class Format(NamedTuple):
+    """How a format is recognised and read.
+
+    kind: the set of columns that comes out. fields: those that a raw record must have.
+    convert: raw record to row. optional: further fields that are read. template: in which a
+    conversation is written as text unless another is asked for.
+    """
+
+    kind: str
+    fields: tuple[str, ...]
+    convert: Callable[[dict], dict]
+    optional: tuple[str, ...] = ()
+    template: str | None = None
+    fits_values: Callable[[dict], bool] | None = None
+
+    def fits(self, record: dict) -> bool:
+        has_fields = all(name in record for name in self.fields)
+        return has_fields and (self.fits_values is None or self.fits_values(record))
+
+
+def _holds_objects(record: dict) -> bool:
+    answers = record["answers"]
+    return isinstance(answers, list) and bool(answers) and isinstance(answers[0], dict)
+
+
+# In the order of detection: the format that asks for more stands first.
+FORMATS = {
+    "qa": Format("qa", ("question", "passages", "answers"), _from_qa),
+    "stack_exchange": Format("preference", ("question", "answers"), _from_stack_exchange,
+                             fits_values=_holds_objects),
+    "nq_open": Format("qa", ("question", "answer"), _from_closed_book,
+                      fits_values=lambda record: isinstance(record["answer"], list)),
+    "gsm8k": Format("maths", ("question", "answer"), _from_gsm8k),
+    "shp": Format("preference", ("history", "human_ref_A", "human_ref_B", "labels"), _from_shp),
+    "better_response_id": Format(
+        "preference", ("prompt", "response_0", "response_1", "better_response_id"),
+        _from_better_id),
+    "prompt_chosen_response": Format(
+        "preference", ("prompt", "chosen_response", "rejected_response"),
+        _from_pair("chosen_response", "rejected_response")),
+    "prompt_chosen_rejected": Format("preference", ("prompt", "chosen", "rejected"),
+                                     _from_pair("chosen", "rejected")),
+    "sharegpt_preference": Format("preference", ("conversations", "chosen", "rejected"),
+                                  conversation.from_sharegpt_preference, optional=("system",)),
+    "alpaca_preference": Format(
+        "preference", ("instruction", "chosen", "rejected"), conversation.from_alpaca_preference,
+        ("input", "system", "history")),
+    "hh_rlhf": Format("preference", ("chosen", "rejected"), conversation.from_hh, template="hh"),
+    "unpaired": Format("unpaired", ("prompt", "completion", "label"), _from_unpaired),
+    "alpaca_unpaired": Format("unpaired", ("instruction", "output", "kto_tag"),
+                              conversation.from_alpaca_unpaired, ("input", "system", "history")),
+    "alpaca": Format("supervised", ("instruction", "output"), conversation.from_alpaca,
+                     ("input", "system", "history")),
+    "messages": Format("supervised", ("messages",), conversation.from_messages),
+    "sharegpt": Format("supervised", ("conversations",), conversation.from_sharegpt, ("system",)),
+    "prompt_response": Format("supervised", ("prompt", "response"), _from_prompt_response),
+    "prompt_answer": Format("supervised", ("prompt", "answer"), _from_prompt_answer),
+    "prompt": Format("prompt", ("prompt",), _from_prompt),
+}
+
+
+def format_of(record: dict) -> str:
+    """The first format of FORMATS that the record fits; BadRecord where none is.
+
+    Example:
+        >>> format_of({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"})
+        'prompt_chosen_rejected'
+    """
+    for name, known in FORMATS.items():
+        if known.fits(record):
+            return name
+    nearest = max(FORMATS, key=lambda name: _sharepresent(FORMATS[name].fields, record))
+    lacking = [field for field in FORMATS[nearest].fields if field not in record]
+    near = (f"; nearest is {nearest}, which also needs {', '.join(lacking)}"
+            if len(lacking) < len(FORMATS[nearest].fields) else "")
+    raise BadRecord("missing_columns",
+                    f"the record has {field_names(record)}, and no known format{near}")
+
+
+def _sharepresent(fields: Iterable[str], record: dict) -> float:
+    return sum(field in record for field in fields) / len(tuple(fields))
+
+
+def check_format(name: str) -> str:
+    """The name, if there is such a format."""
+    if name not in FORMATS:
+        raise ValueError(f"There is no record format {name!r}; known: {', '.join(FORMATS)}.")
+    return name
+
+
+@cache
+def examples() -> dict[str, dict]:
+    """For each format: `about`, a sentence, and `records`, two raw records (formats.yaml)."""
+    text = Path(__file__).with_name("formats.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
