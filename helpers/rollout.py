@@ -26,6 +26,7 @@ from helpers.decoding import (
     shared_key_heads,
     widest_float,
 )
+from helpers.rewards import token_f1
 
 FinishReason = Literal["eos", "stop_string", "length"]
 
@@ -278,3 +279,37 @@ def _tokenize_prompts(tokenizer, prompts, window: int) -> list[list[int]]:
             raise ValueError(f"prompt {index} has {len(ids)} tokens, but the model reads {window} "
                              "at most, those of the completion included: shorten the prompt.")
     return rows
+
+
+def rejection_sample(
+    prompts: Sequence[str],
+    samples: Sequence[Sequence[str]],
+    golds: Sequence[Sequence[str]],
+    threshold: float = 0.9,
+) -> list[dict]:
+    """Keep the sampled responses whose stated answer is right: training data for SFT.
+
+    Rejection sampling fine-tuning (Yuan et al. 2023, arXiv 2308.01825; STaR: Zelikman et al.
+    2022): the model's own reasoning is kept where its end can be graded.
+
+    prompts: P texts. samples: for each prompt its sampled responses. golds: for each prompt its
+        accepted answers.
+    threshold: a response is kept when `token_f1` of its stated answer, the text behind its last
+        "Answer:", is this or more. A response that states none is left out, and one that was
+        drawn twice for the same prompt is kept once.
+
+    Returns rows {"prompt", "response", "f1"} in the order of the prompts and their samples.
+
+    Example:
+        >>> drawn = ["He has a fox.\\nAnswer: fox", "A cat.\\nAnswer: cat", "fox"]
+        >>> rejection_sample(["Which pet?"], [drawn], [["fox"]])
+        [{'prompt': 'Which pet?', 'response': 'He has a fox.\\nAnswer: fox', 'f1': 1.0}]
+    """
+    kept = []
+    for prompt, responses, accepted in zip(prompts, samples, golds, strict=True):
+        for response in dict.fromkeys(responses):
+            _, stated, answer = response.rpartition("Answer:")
+            f1 = token_f1(answer, accepted)
+            if stated and f1 >= threshold:
+                kept.append({"prompt": prompt, "response": response, "f1": f1})
+    return kept

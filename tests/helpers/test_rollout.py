@@ -10,7 +10,7 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from helpers.decoding import next_tokens
 from helpers.logprobs import pad_prompt_and_response, response_log_probs
-from helpers.rollout import SamplingSettings, generate
+from helpers.rollout import SamplingSettings, generate, rejection_sample
 
 PROMPTS = [
     "Nora has 12 apples and buys 30 more.",
@@ -385,3 +385,18 @@ def test_wrong_calls_are_answered_in_a_sentence(tiny_random_model):
         arguments = {"prompts": PROMPTS, "sampling": GREEDY} | call
         with pytest.raises(ValueError, match=message):
             generate(model, tokenizer, **arguments)
+
+
+def test_rejection_sampling_keeps_right_stated_answers_once_and_in_order():
+    samples = [
+        ["It is red.\nAnswer: red", "It is red.\nAnswer: red", "red", "Answer: blue"],
+        ["Answer: no\nAnswer: a fox", "Answer: fox cub"],
+    ]
+    kept = rejection_sample(["p", "q"], samples, [["red"], ["wolf", "fox"]])
+    assert [(row["prompt"], row["response"]) for row in kept] == [
+        ("p", samples[0][0]), ("q", samples[1][0]),
+    ]
+    lower = rejection_sample(["q"], samples[1:], [["fox"]], threshold=0.6)
+    assert [row["f1"] for row in lower] == pytest.approx([1.0, 2 / 3])
+    with pytest.raises(ValueError):
+        rejection_sample(["p"], samples, [["red"]])
