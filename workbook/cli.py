@@ -108,6 +108,18 @@ def progress() -> None:
     print(show())
 
 
+@verb("update")
+def update() -> int:
+    from workbook.update import update_lessons
+
+    said, problems = update_lessons(ROOT / "lessons", ROOT / "work")
+    for line in said:
+        print(line)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return int(bool(problems))
+
+
 @verb("reset")
 def reset(lesson: Annotated[str, typer.Argument(help="Its number, such as 01.")]) -> None:
     from workbook.lab import reset_lesson

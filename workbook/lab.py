@@ -21,7 +21,10 @@ def open_lab(port: int | None = None, browser: bool = True) -> int:
 
     The server takes over this process, so Ctrl-C and a signal reach it and its kernels directly.
     """
-    copy_lessons(ROOT / "lessons", ROOT / "work")
+    lessons, work = ROOT / "lessons", ROOT / "work"
+    copy_lessons(lessons, work)
+    for name in outdated(lessons, work):
+        print(f"{name} has changed in the course: `python3 -m workbook update` renews your copy.")
     port = free_port(port)
     token = secrets.token_urlsafe(24)
     page = f"http://{ADDRESS}:{port}/lab/tree/work/{FIRST_LESSON}?token={token}"
@@ -55,10 +58,37 @@ def copy_lessons(lessons: Path, work: Path) -> list[Path]:
     work.mkdir(exist_ok=True)
     fresh = [source for source in sources if not (work / source.name).exists()]
     for source in fresh:
-        beside = work / (source.name + ".new")
-        shutil.copyfile(source, beside)
-        os.replace(beside, work / source.name)
+        copy_file(source, original_of(work / source.name))
+        copy_file(source, work / source.name)
     return [work / source.name for source in fresh]
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file so that the target is never half there."""
+    target.parent.mkdir(exist_ok=True)
+    beside = target.with_name(target.name + ".new")
+    shutil.copyfile(source, beside)
+    os.replace(beside, target)
+
+
+def original_of(copy: Path) -> Path:
+    """Where the lesson is kept as it was when the learner's copy was made or last updated."""
+    return copy.parent / ".originals" / copy.name
+
+
+def outdated(lessons: Path, work: Path) -> list[str]:
+    """The copies whose lesson has changed in the course since."""
+    changed = []
+    for lesson in sorted(lessons.glob("*.ipynb")):
+        original = original_of(work / lesson.name)
+        if original.exists() and original.read_bytes() != lesson.read_bytes():
+            changed.append(lesson.name)
+    return changed
+
+
+def set_aside_name(copy: Path) -> Path:
+    """The name under which a learner's copy is kept when another takes its place."""
+    return copy.with_stem(f"{copy.stem}.{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def reset_lesson(number: str, lessons: Path, work: Path) -> Path | None:
@@ -72,7 +102,7 @@ def reset_lesson(number: str, lessons: Path, work: Path) -> Path | None:
         raise ValueError(f'There is no lesson "{number}"; there are: {known or "none"}.')
     old, aside = work / found[0].name, None
     if old.exists():
-        aside = old.with_stem(f"{old.stem}.{time.strftime('%Y%m%d-%H%M%S')}")
+        aside = set_aside_name(old)
         os.replace(old, aside)
     copy_lessons(lessons, work)
     return aside

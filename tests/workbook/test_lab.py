@@ -179,7 +179,7 @@ def test_copies_come_once_and_stay_the_learners(tmp_path):
     (work / "02_b.ipynb").unlink()
     assert [path.name for path in lab.copy_lessons(lessons, work)] == ["02_b.ipynb"]
     assert (work / "01_a.ipynb").read_text() == "what the learner wrote"
-    assert sorted(path.name for path in work.iterdir()) == ["01_a.ipynb", "02_b.ipynb"]
+    assert sorted(path.name for path in work.glob("[!.]*")) == ["01_a.ipynb", "02_b.ipynb"]
 
 
 def test_reset_keeps_the_old_copy_and_leaves_the_other_lessons(tmp_path):
