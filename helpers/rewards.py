@@ -18,6 +18,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
+from helpers.reward_models import from_model as from_model
+from helpers.reward_models import pool_last_token as pool_last_token
+from helpers.reward_models import score as score
+
 MAX_ANSWER_CHARS = 200
 MAX_TEXT_CHARS = 20_000
 

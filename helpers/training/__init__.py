@@ -1,0 +1,24 @@
+"""Training: one loop on `accelerate`, one checkpoint mechanism, and a module for each method.
+
+settings.py    typed settings of each method
+batches.py     which examples make a step, and their micro-batches
+loop.py        the optimiser step, over micro-batches and processes
+checkpoint.py  write, find and load checkpoints
+run.py         the run and its folder
+method.py      what a method adds to the loop
+sft.py, reward.py
+"""
+
+from helpers.training.reward import train_reward_model
+from helpers.training.run import Run
+from helpers.training.settings import RewardSettings, SFTSettings, TrainSettings
+from helpers.training.sft import train_sft
+
+__all__ = [
+    "RewardSettings",
+    "Run",
+    "SFTSettings",
+    "TrainSettings",
+    "train_reward_model",
+    "train_sft",
+]

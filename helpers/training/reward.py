@@ -1,0 +1,148 @@
+"""Reward models: a scalar head trained on pairs of responses."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from helpers.losses import bradley_terry_loss
+from helpers.reward_models import encode, pool_last_token
+from helpers.training.loop import run_training
+from helpers.training.method import (
+    Batch,
+    DataReport,
+    Method,
+    checked_functions,
+    data_digest,
+    longest_sequence,
+    text_of,
+)
+from helpers.training.run import Run, RunFolder, identity_of
+from helpers.training.settings import RewardSettings
+
+FUNCTIONS = {"bradley_terry_loss": bradley_terry_loss, "pool_last_token": pool_last_token}
+
+
+def train_reward_model(
+    model,
+    data,
+    settings: RewardSettings,
+    *,
+    tokenizer,
+    eval_data=None,
+    functions: Mapping[str, Callable] | None = None,
+    callbacks: Sequence[Callable] = (),
+    out_dir: str | Path | None = None,
+    resume: bool = True,
+) -> Run:
+    """Train a reward model so that chosen responses score higher than rejected ones.
+
+        loss = -log sigmoid(r(prompt, chosen) - r(prompt, rejected) - margin), mean over the step
+
+    model, tokenizer: from `helpers.models.load_reward_model`.
+    data, eval_data: a data set or a list of dicts with the texts `prompt`, `chosen`, `rejected`,
+        and perhaps a number `margin`. Pairs with an empty response, or too long for the window,
+        are left out, counted in the summary and named in a warning.
+    functions: your own in place of the reference: bradley_terry_loss, pool_last_token.
+    callbacks, out_dir, resume, interrupts: as in `train_sft`.
+
+    Metrics of a step beside the loss: accuracy (share of pairs with chosen above rejected; a tie
+    counts as wrong), margin (mean difference), reward_mean and reward_std over all responses;
+    with eval_data the same with eval_ before the name.
+
+    Example:
+        >>> model, tokenizer = load_reward_model("workbook/assets/base", lora=LoraSettings())
+        >>> run = train_reward_model(model, pairs, RewardSettings(lr=1e-3), tokenizer=tokenizer)
+        >>> run.metrics[-1]["accuracy"]
+        0.91
+    """
+    chosen = checked_functions(functions or {}, FUNCTIONS)
+    max_length = settings.max_length or longest_sequence(model)
+    method = RewardModelling(data, tokenizer, settings, chosen, max_length)
+    held_out = eval_data and RewardModelling(eval_data, tokenizer, settings, chosen, max_length)
+    identity = identity_of("reward", settings, method.digest, chosen)
+    folder = RunFolder(out_dir, identity=identity, tokenizer=tokenizer, resume=resume)
+    return run_training(
+        model, method, settings, held_out=held_out or None, folder=folder, callbacks=callbacks
+    )
+
+
+class RewardModelling(Method):
+    """What a reward model adds to the loop: both responses of a pair in one pass."""
+
+    name, unit = "reward", "pairs"
+
+    def __init__(self, data, tokenizer, settings: RewardSettings, functions, max_length: int):
+        self.pad = tokenizer.pad_token_id
+        self.loss_function = functions["bradley_terry_loss"]
+        self.pool = functions["pool_last_token"]
+        self.center_coefficient = settings.center_coefficient
+        report, self.pairs, self.margins, read = DataReport(len(data)), [], [], []
+        for place, example in enumerate(data):
+            texts = [text_of(example, name, place) for name in ("prompt", "chosen", "rejected")]
+            margin = example.get("margin")
+            read.append((*texts, margin))
+            ids = [encode(texts[0], response, tokenizer) for response in texts[1:]]
+            if not (texts[1].strip() and texts[2].strip()):
+                report.leave_out("empty response", place)
+            elif max(map(len, ids)) > max_length:
+                report.leave_out(f"longer than {max_length} tokens", place)
+            else:
+                self.pairs.append(ids)
+                self.margins.append(0.0 if margin is None else float(margin))
+        self.report = report.finish(len(self.pairs))
+        self.digest = data_digest(read)
+        self.lengths = [max(map(len, pair)) for pair in self.pairs]
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """The chosen responses in the first half of the rows, the rejected in the second."""
+        pairs = [self.pairs[row] for row in rows]
+        ids = [torch.tensor(pair[side]) for side in (0, 1) for pair in pairs]
+        input_ids = pad_sequence(ids, batch_first=True, padding_value=self.pad)  # (2N, T)
+        lengths = torch.tensor([len(row) for row in ids])[:, None]
+        return {
+            "input_ids": input_ids,
+            "attention_mask": torch.arange(input_ids.shape[1]) < lengths,
+            "margin": torch.tensor([self.margins[row] for row in rows]),
+        }
+
+    def weight(self, batch: Batch) -> int:
+        return len(batch["margin"])
+
+    def loss(self, model, batch: Batch, normalizer: float):
+        token_rewards = model(batch["input_ids"], batch["attention_mask"])  # (2N, T)
+        rewards = self.pool(token_rewards, batch["attention_mask"])
+        chosen, rejected = rewards.chunk(2)
+        losses = self.loss_function(chosen, rejected, **self._options(batch))
+        if losses.shape != chosen.shape:
+            raise ValueError(
+                f"bradley_terry_loss must return one loss a pair, {tuple(chosen.shape)}, but "
+                f"returned {tuple(losses.shape)}."
+            )
+        difference, rewards = (chosen - rejected).detach(), rewards.detach()
+        return losses.sum() / normalizer, {
+            "pairs": len(chosen),
+            "correct": (difference > 0).sum(),
+            "margin": difference.sum(),
+            "reward": rewards.sum(),
+            "squared": rewards.double().square().sum(),
+        }
+
+    def _options(self, batch: Batch) -> dict:
+        """Only what is used: a function of your own may do without margin and centring."""
+        options = {"margin": batch["margin"]} if any(self.margins) else {}
+        if self.center_coefficient:
+            options["center_coefficient"] = self.center_coefficient
+        return options
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        pairs = sums["pairs"]
+        mean = sums["reward"] / (2 * pairs)
+        variance = sums["squared"] / (2 * pairs) - mean**2
+        return {
+            "accuracy": sums["correct"] / pairs,
+            "margin": sums["margin"] / pairs,
+            "reward_mean": mean,
+            "reward_std": max(0.0, variance) ** 0.5,
+        }

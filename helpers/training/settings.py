@@ -1,0 +1,194 @@
+"""Settings of the training loops: typed, checked with the field's name, loaded from YAML."""
+
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+# Sections of a configuration file that say what is trained, on what, and where it is written; they
+# belong to the command line, which reads them itself.
+OTHER_SECTIONS = ("model", "lora", "data", "out")
+
+
+def _setting(default, effect: str, *, low=None, above=None, high=None, choices=None):
+    """A field with its limits and the sentence that the table of settings shows."""
+    limits = {"low": low, "above": above, "high": high, "choices": choices}
+    return field(default=default, metadata={"effect": effect, **limits})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What all loops share. Every value is checked; errors name the field.
+
+    Example:
+        >>> SFTSettings(lr=-1)
+        Traceback (most recent call last):
+        ...
+        ValueError: Setting lr must be above 0, but it is -1.
+    """
+
+    num_epochs: float = _setting(3.0, "passes over the data", above=0)
+    max_steps: int | None = _setting(
+        None, "optimiser steps; given, it stands in place of num_epochs", low=1
+    )
+    batch_size: int = _setting(
+        4, "examples of one optimiser step, over all processes and micro-batches", low=1
+    )
+    micro_batch_size: int | None = _setting(
+        None,
+        "examples that go through the model at once, in each process; fewer take less memory and "
+        "change no gradient (none: all of the process's share)",
+        low=1,
+    )
+    lr: float = _setting(
+        2e-4, "learning rate at its peak; LoRA wants about ten times that of full training", above=0
+    )
+    schedule: str = _setting(
+        "linear",
+        "how lr falls after the warm-up: linear or cosine to zero, or constant",
+        choices=("linear", "cosine", "constant"),
+    )
+    warmup_ratio: float = _setting(
+        0.03, "share of the steps in which lr rises from zero", low=0, high=1
+    )
+    weight_decay: float = _setting(0.0, "AdamW's pull of the weight matrices to zero", low=0)
+    max_grad_norm: float | None = _setting(
+        1.0, "longer gradients are cut to this length (none: never)", above=0
+    )
+    precision: str = _setting(
+        "float32",
+        "arithmetic of the forward pass; trained weights are float32 in both",
+        choices=("float32", "bfloat16"),
+    )
+    max_length: int | None = _setting(
+        None, "tokens of an example; what is longer loses its end (none: the model's window)", low=2
+    )
+    batching: str = _setting(
+        "length_grouped",
+        "which examples share a step: random ones, or length_grouped ones with less padding",
+        choices=("length_grouped", "random"),
+    )
+    gradient_checkpointing: bool = _setting(
+        False, "compute activations again in the backward pass: less memory, a third slower"
+    )
+    seed: int = _setting(0, "order of the examples, dropout", low=0)
+    save_every: int | None = _setting(
+        None, "steps between checkpoints (none: at the end and when interrupted)", low=1
+    )
+    eval_every: int | None = _setting(
+        None, "steps between evaluations of eval_data (none: at the end)", low=1
+    )
+    max_bad_steps: int = _setting(
+        5, "so many skipped steps in a row (a loss that is not finite) end the run", low=1
+    )
+    progress: bool = _setting(True, "show a progress bar")
+
+    def __post_init__(self):
+        hints = get_type_hints(type(self))
+        for info in fields(self):
+            value = _read(info.name, getattr(self, info.name), hints[info.name])
+            _check_limits(info.name, value, info.metadata)
+            object.__setattr__(self, info.name, value)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, *overrides: str):
+        """Settings of a YAML file, then of `name=value` texts; the rest keeps its default.
+
+        The sections model, lora, data and out are left to the command line.
+
+        Example:
+            >>> SFTSettings.from_yaml("workbook/configs/train/sft_tiny.yaml", "lr=1e-3").lr
+            0.001
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            problem = " ".join(str(error).split())
+            raise ValueError(f"{path} is no YAML file: {problem}.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold settings as `name: value`, but holds {values!r}.")
+        values = {name: value for name, value in values.items() if name not in OTHER_SECTIONS}
+        return cls.from_dict(values | dict(map(_split, overrides)), source=str(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, source: str = "The settings"):
+        """Settings by name; an unknown name is answered with the nearest known one."""
+        known = [info.name for info in fields(cls)]
+        for name in values:
+            if name not in known:
+                near = get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+                raise ValueError(f"{source}: there is no setting {name!r}; {hint}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings(TrainSettings):
+    """Settings of `train_sft`."""
+
+    append_eos: bool = _setting(
+        True, "responses end with the end-of-text token, so that the model learns to stop"
+    )
+    batching: str = _setting(
+        "length_grouped",
+        "which examples share a step: random ones, or length_grouped ones with less padding; "
+        "packed puts a micro-batch into one row without padding",
+        choices=("length_grouped", "random", "packed"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings(TrainSettings):
+    """Settings of `train_reward_model`; an example is a pair."""
+
+    num_epochs: float = _setting(1.0, "passes over the data", above=0)
+    batch_size: int = _setting(
+        32, "pairs of one optimiser step, over all processes and micro-batches", low=1
+    )
+    center_coefficient: float = _setting(
+        0.0, "weight of (chosen + rejected reward)^2, which keeps rewards near zero", low=0
+    )
+
+
+def _split(override: str) -> tuple[str, Any]:
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"{override!r} is no setting: write it like lr=1e-4.")
+    return name.strip(), yaml.safe_load(text)
+
+
+def _read(name: str, value: Any, hint: Any) -> Any:
+    """The value in the type of its field. YAML reads 2e-4 as a text and 3 as a whole number."""
+    kinds = get_args(hint) or (hint,)
+    if value is None and NoneType in kinds:
+        return None
+    kind = kinds[0]
+    try:
+        if kind is float and not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    if type(value) is kind:
+        return value
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
+    raise ValueError(f"Setting {name} must be {wanted}, but it is {value!r}.")
+
+
+def _check_limits(name: str, value: Any, limits) -> None:
+    if value is None:
+        return
+    wanted = ""
+    if limits["choices"] and value not in limits["choices"]:
+        wanted = "one of " + ", ".join(limits["choices"])
+    elif limits["above"] is not None and not value > limits["above"]:
+        wanted = f"above {limits['above']}"
+    elif limits["low"] is not None and not value >= limits["low"]:
+        wanted = f"{limits['low']} or more"
+    elif limits["high"] is not None and not value <= limits["high"]:
+        wanted = f"{limits['high']} or less"
+    if wanted:
+        shown = f"{value:g}" if isinstance(value, float) else repr(value)
+        raise ValueError(f"Setting {name} must be {wanted}, but it is {shown}.")
