@@ -17,9 +17,9 @@ from pathlib import Path
 import jupytext
 import nbformat
 
-from workbook.check import property_names
 from workbook.hints import CourseFileError, lesson_help, reference_function
 from workbook.progress import course_root, write_text
+from workbook.properties import property_names
 
 STUB = ("# YOUR CODE HERE", "raise NotImplementedError()")
 NBGRADER_KEYS = {"grade", "grade_id", "locked", "schema_version", "solution", "task"}

@@ -2,27 +2,40 @@
 
 The child sees every object of the parent (no pickling of a learner's closure) and can hurt
 none: an endless loop, `os._exit`, a huge tensor or a changed random state end with the child.
+
+A message counts only with the secret of its child, so text that learner code writes to every open
+file is no message. Not promised: code that searches the frames or the memory of its own process
+finds the secret, and code that kills its parent process succeeds. Where a result must hold
+against such code, `workbook grade` adds limits around the whole process.
 """
 
 import builtins
 import faulthandler
 import json
 import os
+import random
+import secrets
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 
 import torch
 
+from workbook.pristine import restore_settings, settings
+
 LONGEST_OUTPUT = 2_000
+MOST_BYTES = 4_000_000  # of all messages together; more is learner code writing to the pipe
+CLOSED_FILES = 97  # exit status of a child whose pipe was closed
 
 
 @dataclass
 class ChildReport:
-    """What a child sent, and how it ended: "finished", "timeout", "memory" or "died"."""
+    """What a child sent, and how it ended: "finished", "timeout", "memory", "files" or "died"."""
 
     messages: list[dict] = field(default_factory=list)
     ending: str = "died"
@@ -44,25 +57,35 @@ def run_forked(work: Callable, *, seconds: float = 5.0, memory_mb: int = 2048) -
     The child and everything it started are killed after `seconds`. `memory_mb` bounds what it may
     allocate beyond what the parent holds (Linux).
     """
+    secret = secrets.token_hex(16).encode()
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
-        _be_the_child(work, write_end, memory_mb)
+        _be_the_child(work, write_end, secret, memory_mb)
     os.close(write_end)
     try:
-        data, in_time = _read_until(read_end, time.monotonic() + seconds)
+        data, closed = _read_until(read_end, secret, time.monotonic() + seconds)
+        status = _exit_status(pid) if closed else None
     finally:
         os.close(read_end)
-        status = _end(pid)
-    return _report(data, in_time, status)
+        _end(pid)
+    return _report(_messages(data, secret), closed, status)
 
 
-def _be_the_child(work: Callable, write_end: int, memory_mb: int) -> None:
+def _be_the_child(work: Callable, write_end: int, secret: bytes, memory_mb: int) -> None:
+    child, getpid, write, leave, dumps = os.getpid(), os.getpid, os.write, os._exit, json.dumps
+
     def send(message: dict) -> None:
-        data = (json.dumps(message) + "\n").encode()
-        while data:
-            data = data[os.write(write_end, data) :]
+        if getpid() != child:  # a fork of learner code has come back with a result of its own
+            leave(0)
+        # The line break in front ends what learner code may have written to the pipe.
+        data = b"\n" + secret + dumps(message).encode() + b"\n"
+        try:
+            while data:
+                data = data[write(write_end, data) :]
+        except OSError:
+            leave(CLOSED_FILES)
 
     try:
         isolate(memory_mb)
@@ -71,42 +94,62 @@ def _be_the_child(work: Callable, write_end: int, memory_mb: int) -> None:
     except MemoryError:
         send({"ending": "memory"})
     finally:
-        os._exit(0)  # never back into the kernel's event loop, never its exit handlers
+        leave(0)  # never back into the kernel's event loop, never its exit handlers
 
 
-def _read_until(read_end: int, deadline: float) -> tuple[bytes, bool]:
-    chunks = []
-    while (left := deadline - time.monotonic()) > 0:
+def _read_until(read_end: int, secret: bytes, deadline: float) -> tuple[bytes, bool]:
+    """What came until the last message, the end of the pipe or the deadline; False: that one."""
+    data, last = b"", b"\n" + secret + b'{"ending":'
+    while (left := deadline - time.monotonic()) > 0 and len(data) < MOST_BYTES:
         if not select.select([read_end], [], [], left)[0]:
-            break
+            return data, False
         chunk = os.read(read_end, 65_536)
-        if not chunk:
-            return b"".join(chunks), True
-        chunks.append(chunk)
-        if b'{"ending":' in chunk:  # a process the child left behind may hold the pipe open
-            return b"".join(chunks), True
-    return b"".join(chunks), False
+        data += chunk
+        # A process that the child left behind may hold the pipe open: do not wait for its end.
+        if not chunk or last in data[-len(chunk) - len(last) :]:
+            return data, True
+    return data, len(data) >= MOST_BYTES
 
 
-def _end(pid: int) -> int:
-    """Kill the child's whole session and return its wait status."""
+def _messages(data: bytes, secret: bytes) -> list[dict]:
+    """The messages among the lines that were read."""
+    lines = data.split(b"\n")[:-1]
+    return [json.loads(line[len(secret) :]) for line in lines if line.startswith(secret)]
+
+
+def _exit_status(pid: int, patience: float = 0.5) -> int | None:
+    """The wait status of a child that has ended or is about to; None where it goes on."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        # Without WNOWAIT the process would be gone, and its group could not be killed any more.
+        seen = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if seen is not None:
+            return -seen.si_status if seen.si_code != os.CLD_EXITED else seen.si_status
+        time.sleep(0.002)
+    return None
+
+
+def _end(pid: int) -> None:
+    """Kill the child's whole session and wait for the child."""
     for kill, target in ((os.killpg, pid), (os.kill, pid)):
         try:
             kill(target, signal.SIGKILL)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # macOS refuses for a group of zombies
             pass
-    return os.waitpid(pid, 0)[1]
+    os.waitpid(pid, 0)
 
 
-def _report(data: bytes, in_time: bool, status: int) -> ChildReport:
-    messages = [json.loads(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+def _report(messages: list[dict], closed: bool, status: int | None) -> ChildReport:
     if messages and "ending" in messages[-1]:
         return ChildReport(messages[:-1], messages[-1]["ending"])
-    if not in_time:
+    if not closed:
         return ChildReport(messages, "timeout")
-    if os.WIFSIGNALED(status):
-        return ChildReport(messages, "died", f"signal {signal.Signals(os.WTERMSIG(status)).name}")
-    return ChildReport(messages, "died", f"exit code {os.waitstatus_to_exitcode(status)}")
+    if status is None or status == CLOSED_FILES:
+        return ChildReport(messages, "files")
+    if status < 0:
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else -status
+        return ChildReport(messages, "died", f"signal {name}")
+    return ChildReport(messages, "died", f"exit code {status}")
 
 
 class BoundedText:
@@ -126,6 +169,49 @@ class BoundedText:
 
     def isatty(self) -> bool:
         return False
+
+
+class OutOfTime(BaseException):
+    """The timer of a check inside the kernel; no `except Exception` of learner code stops it."""
+
+
+def run_here(work: Callable, *, seconds: float) -> ChildReport:
+    """`work(send)` in this process, under a timer where there is one: the way without a fork."""
+    report = ChildReport()
+    before, numbers, state = settings(), random.getstate(), torch.random.get_rng_state()
+    try:
+        with _timer(seconds), redirect_stdout(BoundedText()), redirect_stderr(BoundedText()):
+            work(report.messages.append)
+        report.ending = "finished"
+    except OutOfTime:
+        report.ending = "timeout"
+    except MemoryError:
+        report.ending = "memory"
+    finally:
+        restore_settings(before)
+        random.setstate(numbers)
+        torch.random.set_rng_state(state)
+    return report
+
+
+@contextmanager
+def _timer(seconds: float):
+    """Raise OutOfTime after `seconds`, in the main thread of a system with SIGALRM."""
+    main = threading.current_thread() is threading.main_thread()
+    if not hasattr(signal, "SIGALRM") or not main:
+        yield
+        return
+
+    def ring(*_):
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class InputAsked(Exception):

@@ -156,15 +156,16 @@ def check_training() -> Finding:
 
 def check_check() -> Finding:
     """Run the check of the course's first exercise on the course's own solution."""
-    from workbook.check import run_properties
     from workbook.hints import lesson_help, lessons_with_help, reference_function
+    from workbook.properties import evaluate
 
     lesson = lessons_with_help()[0]
     name = next(iter(lesson_help(lesson).exercises))
-    results, how = run_properties(lesson, name, reference_function(name), seed=0)
-    held = sum(result["outcome"] == "passed" for result in results)
-    text = f"{name}: {held} of {len(results)} properties hold" + (f" ({how})" if how else "")
-    return Finding(text, "" if held == len(results) else "run `git status`: a course file changed")
+    found = evaluate(lesson, name, reference_function(name), seed=0)
+    text = f"{name}: {found.held} of {found.total} properties hold"
+    text += f" ({found.remark})" if found.remark else ""
+    whole = found.held == found.total
+    return Finding(text, "" if whole else "run `git status`: a course file changed")
 
 
 def load_base():

@@ -35,12 +35,20 @@ class CourseFileError(ValueError):
     """A file of the course (hints, questions, published figures) is not as it should be."""
 
 
+DottedName = Annotated[str, Field(pattern=r"^helpers(\.\w+)+$")]
+
+
 class Exercise(BaseModel):
-    """One exercise: its title, reference function, hints, and the line said on a pass."""
+    """One exercise: its title, reference function, hints, and the line said on a pass.
+
+    parts: functions of helpers that do the exercise's own work; to call one is to use the
+    reference.
+    """
 
     model_config = ConfigDict(extra="forbid")
     title: str
-    reference: Annotated[str, Field(pattern=r"^helpers(\.\w+)+$")]
+    reference: DottedName
+    parts: list[DottedName] = []
     learnt: str
     hints: Annotated[list[str], Field(min_length=3, max_length=3)]
 
@@ -150,12 +158,24 @@ def reference_function(name: str):
 
     Raises: CourseFileError when the hints file names one that is not there.
     """
-    lesson, exercise = find_exercise(name)
-    module, _, attribute = exercise.reference.rpartition(".")
+    return _course_function(name, find_exercise(name)[1].reference)
+
+
+def reference_parts(name: str) -> list:
+    """The functions of helpers that do the exercise's own work.
+
+    Raises: CourseFileError when the hints file names one that is not there.
+    """
+    return [_course_function(name, part) for part in find_exercise(name)[1].parts]
+
+
+def _course_function(exercise: str, dotted: str):
+    module, _, attribute = dotted.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        says = f"{lesson}.yaml: the reference of {name}, {exercise.reference}, is not there."
+        lesson = find_exercise(exercise)[0]
+        says = f"{lesson}.yaml: the reference of {exercise}, {dotted}, is not there."
         raise CourseFileError(says) from error
 
 

@@ -59,7 +59,7 @@ import time
 from pathlib import Path
 
 from workbook.answers import answer, observed, predict
-from workbook.check import check, is_stub
+from workbook.check import check
 from workbook.hints import exercise_number, find_exercise, hint, use_reference
 from workbook.profiles import active_profile, use_profile
 from workbook.progress import (
@@ -70,6 +70,7 @@ from workbook.progress import (
     set_lesson,
     write_json,
 )
+from workbook.properties import is_stub
 from workbook.published import comparison_table, published
 from workbook.widgets import failure_browser
 

@@ -97,8 +97,8 @@ def _now() -> str:
 
 def lesson_state(lesson: str, folder: Path | None = None) -> list[tuple[str, str]]:
     """(exercise, state) for each exercise: "done", "reference", "not yet", "check again" or "-"."""
-    from workbook.check import check_version  # the check records through this module
-    from workbook.hints import lesson_help
+    from workbook.hints import lesson_help  # which records through this module
+    from workbook.properties import check_version
 
     evidence = load(lesson, folder)
     states = []

@@ -20,6 +20,9 @@ import reprlib
 
 import torch
 
+from workbook.pristine import restore_settings, settings
+from workbook.values import copied, foreign, same
+
 # Bound before any learner code runs, so that patching torch in a notebook changes no check.
 _is_tensor = torch.is_tensor
 _isclose = torch.isclose
@@ -60,8 +63,15 @@ def show(value: object) -> str:
     elif isinstance(value, float):
         text = f"{value:.6g}"
     else:
-        text = _REPR.repr(value)
+        text = _repr(value)
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+
+
+def _repr(value: object) -> str:
+    try:
+        return _REPR.repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__}: its repr raises {type(error).__name__}>"
 
 
 def _tensor_text(tensor: torch.Tensor) -> str:
@@ -84,8 +94,16 @@ def call_text(name: str, args: tuple, kwargs: dict) -> str:
     return f"{name}({', '.join(shown)})"
 
 
-def watch(fn):
-    """Wrap a function so that its last call is known to the assertions; a class stays as it is."""
+def _nothing() -> None:
+    """What follows a call in the tests; in a check it puts patched libraries back."""
+
+
+def watch(fn, after=_nothing):
+    """Wrap a function so that its last call is known to the assertions; a class stays as it is.
+
+    A call also fails the property at hand when it changes its arguments or a setting of the
+    process, or returns an object that is neither plain data nor of a library.
+    """
     if inspect.isclass(fn):
         return fn
     name = getattr(fn, "__name__", "your_function")
@@ -93,11 +111,30 @@ def watch(fn):
     @functools.wraps(fn)
     def watched(*args, **kwargs):
         LAST.call, LAST.returned = call_text(name, args, kwargs), ""
-        result = fn(*args, **kwargs)
+        given, setting = copied([*args, kwargs]), settings()
+        try:
+            result = fn(*args, **kwargs)
+        finally:
+            after()
+            changed = restore_settings(setting)
+        if changed:
+            raise CheckFailed("the settings as they were", f"it changes {changed}", SETTING_HINT)
+        odd = foreign(result)
+        if odd is not None:
+            says = f"an object of the type {type(odd).__name__}"
+            raise CheckFailed("plain values, tensors or objects of a library", says, FOREIGN_HINT)
         LAST.returned = show(result)
+        if not same(given, [*args, kwargs], tol=0):
+            raise CheckFailed("arguments that stay as they are", "it changes its argument: now "
+                              + call_text(name, args, kwargs), MUTATION_HINT)
         return result
 
     return watched
+
+
+SETTING_HINT = "All code that runs later would feel it. Use a block: `with torch.no_grad():`."
+FOREIGN_HINT = "Return the value itself: no generator, no object of a class of your own."
+MUTATION_HINT = "The caller still needs what it handed over: work on a copy."
 
 
 def fixture_arguments(test, fn, seed: int) -> dict:
@@ -108,7 +145,7 @@ def fixture_arguments(test, fn, seed: int) -> dict:
 
 def assert_equal(got, expected, *, hint: str = "", call: str = "") -> None:
     """`got` has the type and the value of `expected`; True is not 1, and 1 is not 1.0."""
-    if type(got) is not type(expected) or got != expected:
+    if not same(got, expected, tol=0):
         raise CheckFailed(show(expected), show(got), hint or _type_hint(got, expected), call)
 
 

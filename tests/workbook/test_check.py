@@ -12,10 +12,11 @@ import torch
 from nbclient import NotebookClient
 
 from tests.workbook.toy_course import make_course
-from workbook import check as check_module
-from workbook import child
-from workbook.check import check, is_stub
+from workbook import child, pristine
+from workbook import properties as engine
+from workbook.check import check
 from workbook.progress import load
+from workbook.properties import is_stub
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def course(tmp_path, monkeypatch):
     root = make_course(tmp_path / "a course")
     monkeypatch.setenv("WORKBOOK_ROOT", str(root))
     monkeypatch.setenv("WORKBOOK_PROGRESS", str(root / "work" / ".progress"))
-    monkeypatch.setattr(check_module, "TIME_LIMIT", 2.0)
+    monkeypatch.setattr(engine, "TIME_LIMIT", 2.0)
     return root
 
 
@@ -153,7 +154,7 @@ HOSTILE = {
     _hoards_text: "of memory",
     _recurses: "calls itself without end",
     _interrupts: "KeyboardInterrupt",
-    _closes_all_files: "it ended the Python process",
+    _closes_all_files: "it closes or writes to files that it did not open",
     _forks: "a loop that never ends",
 }
 
@@ -165,7 +166,7 @@ def test_hostile_code_gets_one_sentence_and_this_process_lives(function):
     assert panel.kind == "raised"
     assert HOSTILE[function] in panel.headline
     assert "\n" not in panel.headline
-    assert time.monotonic() - started < check_module.TIME_LIMIT + 3
+    assert time.monotonic() - started < engine.TIME_LIMIT + 3
 
 
 def test_what_learner_code_prints_is_cut_and_changes_no_outcome(capfd):
@@ -180,10 +181,7 @@ def test_what_learner_code_prints_is_cut_and_changes_no_outcome(capfd):
 
 def test_learner_code_leaves_no_trace_in_this_process():
     def meddles(text):
-        torch.set_grad_enabled(False)
-        torch.set_default_dtype(torch.float64)
         random.seed(0)
-        torch.manual_seed(0)
         os.environ["MEDDLED"] = "1"
         os.chdir("/")
         return right(text)
@@ -192,8 +190,29 @@ def test_learner_code_leaves_no_trace_in_this_process():
     assert check(meddles, "last_number").kind == "passed"
     assert torch.equal(before[0], torch.random.get_rng_state())
     assert before[1:] == (random.getstate(), os.getcwd(), torch.get_num_threads())
-    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
     assert "MEDDLED" not in os.environ
+
+
+SETTINGS = {
+    "gradient mode": lambda: torch.set_grad_enabled(False),
+    "default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "default device": lambda: torch.set_default_device("meta"),
+    "number of threads": lambda: torch.set_num_threads(3),
+    "random seed": lambda: torch.manual_seed(0),
+    "recursion limit": lambda: sys.setrecursionlimit(9_999),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_function_that_changes_a_setting_for_all_later_code_is_told_so(setting):
+    def changes(text):
+        SETTINGS[setting]()
+        return right(text)
+
+    before = pristine.settings()
+    panel = check(changes, "last_number", seed=1)
+    assert panel.kind == "failed" and pristine.settings() == before
+    assert dict(panel.rows)["got"].startswith(f"it changes the {setting}")
 
 
 def test_no_process_and_no_open_file_is_left_behind():
@@ -210,7 +229,7 @@ def test_no_process_and_no_open_file_is_left_behind():
 
 
 def test_without_a_child_the_timer_ends_a_loop_and_the_panel_says_so(monkeypatch):
-    monkeypatch.setattr(check_module, "why_no_fork", lambda: "this system has no fork")
+    monkeypatch.setattr(engine, "why_no_fork", lambda: "this system has no fork")
     panel = check(_loops, "last_number")
     assert panel.kind == "raised" and "a loop that never ends" in panel.headline
     assert "inside the kernel: this system has no fork" in dict(panel.rows)["note"]

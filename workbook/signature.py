@@ -1,0 +1,150 @@
+"""Name a mistake by its signature: outputs and gradients on all fixtures of an exercise.
+
+The arguments that the properties hand to a right function are recorded. The learner's function
+and every named mistake are called on them, and on the probes of the mistakes file. A name is
+given only where exactly one mistake agrees with the learner's function everywhere: in values, in
+gradients, in what it raises. A wrong name is worse than none.
+"""
+
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from tests.lessons import asserts
+from workbook.mistakes import Mistake
+from workbook.pristine import restore_settings, settings
+from workbook.values import copied, same
+
+
+@dataclass(frozen=True)
+class Fixtures:
+    """What the functions under comparison are called on."""
+
+    calls: list[tuple[tuple, dict]]
+    probes: list[Callable]
+    seed: int
+
+
+def record(tests: list, probes: list, reference, seed: int) -> Fixtures:
+    """The arguments of all calls that tests and probes make on a right function.
+
+    Of a class no calls are recorded: its probes build and use it, and say what came out.
+    """
+    if inspect.isclass(reference):
+        return Fixtures([], probes, seed)
+    calls = []
+
+    def recording(*args, **kwargs):
+        calls.append((copied(args), copied(kwargs)))
+        return reference(*args, **kwargs)
+
+    for test in tests:
+        _seed(seed)
+        test(**asserts.fixture_arguments(test, recording, seed))
+    for probe in probes:
+        _seed(seed)
+        probe(recording, random.Random(seed))
+    return Fixtures(calls, [], seed)
+
+
+def outcomes(function, fixtures: Fixtures, after=lambda: None) -> Iterator[tuple]:
+    """What the function does on each fixture: ("value", result, gradients) or ("raises", type).
+
+    after: called behind each call, to put back what learner code has patched.
+    """
+    for args, kwargs in fixtures.calls:
+        given = copied(args), copied(kwargs)
+        yield _outcome(lambda given=given: function(*given[0], **given[1]), given, fixtures, after)
+    for probe in fixtures.probes:
+        rng = random.Random(fixtures.seed)
+        yield _outcome(lambda p=probe, r=rng: p(function, r), (), fixtures, after)
+
+
+def _outcome(call: Callable, given: tuple, fixtures: Fixtures, after: Callable) -> tuple:
+    _seed(fixtures.seed)
+    before = settings()
+    try:
+        result = call()
+        found = ("value", copied(result), _gradients(result, list(_tensors(given))))
+    except Exception as error:
+        found = ("raises", type(error).__name__, None)
+    after()
+    restore_settings(before)
+    return found
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _tensors(value) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _gradients(result, given: list[torch.Tensor]) -> list | None:
+    """Gradients of a weighted sum of all outputs, by those inputs that ask for one."""
+    outputs = [tensor for tensor in _tensors(result) if tensor.requires_grad]
+    wanted = [tensor for tensor in given if tensor.requires_grad]
+    if not outputs or not wanted:
+        return None
+    # Unequal weights: a plain sum would not see two rows exchanged.
+    weights = [torch.arange(1, out.numel() + 1).cos().to(out).view_as(out) for out in outputs]
+    total = sum((out * weight).sum() for out, weight in zip(outputs, weights, strict=True))
+    return list(torch.autograd.grad(total, wanted, allow_unused=True))
+
+
+def name_mistake(
+    function, reference, mistakes: list[Mistake], fixtures: Fixtures, after=lambda: None
+) -> Mistake | None:
+    """The one named mistake that does what the function does on every fixture, else None."""
+    right = list(outcomes(reference, fixtures))
+    candidates = [(each, list(outcomes(each.function, fixtures))) for each in mistakes]
+    candidates = [(each, found) for each, found in candidates if not same(found, right)]
+    for index, seen in enumerate(outcomes(function, fixtures, after)):
+        candidates = [pair for pair in candidates if same(pair[1][index], seen)]
+        if not candidates:
+            return None
+    return candidates[0][0] if len(candidates) == 1 else None
+
+
+def depends_on(function, references: list, fixtures: Fixtures, after=lambda: None) -> bool:
+    """Whether the function does something else once the references are out of work."""
+    before = list(outcomes(function, fixtures, after))
+    with out_of_work(references):
+        return not same(list(outcomes(function, fixtures, after)), before)
+
+
+@contextmanager
+def out_of_work(references: list):
+    """Functions (and the methods of classes) that raise when they are called, by any alias."""
+    functions = [f for reference in references for f in _functions(reference)]
+    codes = [function.__code__ for function in functions]
+    try:
+        for function, code in zip(functions, codes, strict=True):
+            function.__code__ = _refuses.__code__.replace(co_freevars=code.co_freevars)
+        yield
+    finally:
+        for function, code in zip(functions, codes, strict=True):
+            function.__code__ = code
+
+
+def _refuses(*_args, **_kwargs):
+    raise RuntimeError("the course's own function is out of work")
+
+
+def _functions(reference) -> list:
+    """The Python functions behind a function or a class."""
+    members = vars(reference).values() if inspect.isclass(reference) else [reference]
+    members = [getattr(member, "__func__", member) for member in members]
+    return [member for member in members if inspect.isfunction(member)]
