@@ -1,0 +1,281 @@
+"""A submitted notebook: read it without running it, then run its exercises and judge them.
+
+`read_submission` runs outside the confined process and executes nothing. `attempt` runs inside:
+set-up cells and exercise cells only, known by their metadata (the tag `setup`, nbgrader's
+grade_id), never a training, check or other cell. A function that stands elsewhere is not there
+for the exercises; a remark names it and its cell.
+"""
+
+import ast
+import json
+import linecache
+import os
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from workbook import hints
+from workbook.pristine import LIBRARIES, Kept
+from workbook.process import MEGABYTE
+from workbook.progress import course_root
+from workbook.properties import evaluate
+from workbook.sandbox import Refused
+
+MOST_MB = 20
+CELL_SECONDS = 5.0
+LONGEST_REMARK = 300
+COURSE = ("workbook.", "helpers.", "tests.lessons.")
+KEPT_VARIABLES = ("HOME", "TMPDIR", "WORKBOOK_ROOT", "OMP_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A code cell: its number in the notebook, its text, and what its metadata say."""
+
+    number: int
+    source: str
+    is_setup: bool = False
+    exercise: str = ""
+
+
+@dataclass
+class Submission:
+    """A notebook as it was read: its lesson, its cells, and what is odd about it."""
+
+    lesson: str
+    cells: list[Cell]
+    own_setup: str = ""  # the course's set-up cell, for a notebook that has lost its own
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def exercises(self) -> list[str]:
+        """The names of the lesson's exercises, in order."""
+        return list(hints.lesson_help(self.lesson).exercises)
+
+
+def read_submission(path: Path, lesson: str | None = None) -> Submission:
+    """Read a notebook; without `lesson`, its own cells or its file name say which it is.
+
+    Raises: Refused, one sentence.
+    """
+    cells, remarks = _code_cells(_read_json(path))
+    lesson = lesson or _find_lesson(path.name, cells)
+    submission = Submission(lesson, cells, setup_of(lesson), remarks)
+    held = Counter(cell.exercise for cell in cells if cell.exercise)
+    known = submission.exercises
+    remarks += [
+        f"{count} cells are marked as {name}: all run, in their order"
+        for name, count in held.items()
+        if count > 1 and name in known
+    ]
+    strange = [name for name in held if name not in known]
+    if strange:
+        remarks.append(f"not run, no exercise of lesson {lesson}: {', '.join(strange[:5])}")
+    return submission
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise Refused("it is not a file")
+    size = path.stat().st_size / MEGABYTE
+    if size > MOST_MB:
+        raise Refused(f"it has {size:.0f} MB, more than {MOST_MB}: clear its outputs")
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"it cannot be read: {error}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise Refused(f"it is not a notebook, for it is not JSON ({error})") from error
+    form = notebook.get("nbformat") if isinstance(notebook, dict) else None
+    if form is None or not isinstance(notebook.get("cells", []), list):
+        raise Refused("it is JSON, but not a notebook")
+    if form != 4 or "cells" not in notebook:
+        raise Refused(f"it is in notebook format {form!r}, not 4: save it again in JupyterLab")
+    return notebook
+
+
+def _code_cells(notebook: dict) -> tuple[list[Cell], list[str]]:
+    """The code cells of a notebook, and a remark on those that cannot be read."""
+    cells, broken = [], []
+    for number, cell in enumerate(notebook["cells"], 1):
+        try:
+            if cell["cell_type"] == "code":
+                cells.append(_code_cell(number, cell))
+        except (KeyError, TypeError, AttributeError):
+            broken.append(str(number))
+    says = f"cells that are no cells of a notebook: {', '.join(broken[:5])}"
+    return cells, [says] if broken else []
+
+
+def _code_cell(number: int, cell: dict) -> Cell:
+    source = cell["source"]
+    text = source if isinstance(source, str) else "".join(source)
+    metadata = cell.get("metadata", {})
+    nbgrader = metadata.get("nbgrader", {})
+    name = nbgrader.get("grade_id") if nbgrader.get("solution") else ""
+    is_setup = "setup" in metadata.get("tags", [])
+    return Cell(number, text, is_setup, name if isinstance(name, str) else "")
+
+
+def _find_lesson(file_name: str, cells: list[Cell]) -> str:
+    """The lesson of the exercises; else that of `begin("01")`; else that of the file name."""
+    known = hints.lessons_with_help()
+    owners = {name: lesson for lesson in known for name in hints.lesson_help(lesson).exercises}
+    lessons = Counter(owners[cell.exercise] for cell in cells if cell.exercise in owners)
+    begun = {found for cell in cells if cell.is_setup for found in _begun(cell.source)}
+    named = re.findall(r"(?<!\d)(\d\d)_[a-z]|^(\d\d)\D", file_name)
+    for candidates in (lessons, begun, {a or b for a, b in named}):
+        found = [lesson for lesson in candidates if lesson in known]
+        if len(found) == 1:
+            return found[0]
+    raise Refused("its cells and its name do not say which lesson it is: give --lesson NN")
+
+
+def _begun(source: str) -> list[str]:
+    return re.findall(r"""^begin\(["'](\d\d)["']\)""", source, re.MULTILINE)
+
+
+def setup_of(lesson: str) -> str:
+    """The course's own set-up cell of a lesson; "" where the lesson is not built."""
+    for path in (course_root() / "lessons").glob(f"{lesson}_*.ipynb"):
+        cells, _ = _code_cells(_read_json(path))
+        return "\n".join(cell.source for cell in cells if cell.is_setup)
+    return ""
+
+
+def attempt(submission: Submission, seed: int, send: Callable[[dict], None]) -> None:
+    """Run the cells, then check every exercise; one message for each, remarks in between."""
+    bare_environment()
+    send({"lesson": submission.lesson, "remarks": submission.remarks})
+    notebook = ModuleType("__main__")  # where `ready`, dataclasses and pickle look for it
+    notebook.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = notebook
+    LIBRARIES.restore()  # some libraries wrap functions of others when they are imported
+    course = Kept(*[module for name, module in sys.modules.items() if name.startswith(COURSE)])
+    remarks = _run_cells(submission, vars(notebook))
+    changed = [*LIBRARIES.restore(), *course.restore()]
+    sys.settrace(None)
+    sys.setprofile(None)
+    remarks += [f"it changes {_name_of(owner)}.{name}" for owner, name, _ in changed[:5]]
+    send({"remarks": [_short(remark) for remark in remarks]})
+    elsewhere = _defined_elsewhere(submission.cells)
+    for name in submission.exercises:
+        send(_judge(submission.lesson, name, vars(notebook).get(name), elsewhere, seed))
+
+
+def _name_of(owner) -> str:
+    return owner.__name__
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_REMARK else text[: LONGEST_REMARK - 1] + "…"
+
+
+def _run_cells(submission: Submission, names: dict) -> list[str]:
+    """Run set-up, then the exercises, each with an alarm; what went wrong, in sentences."""
+    remarks = []
+    setup = [cell for cell in submission.cells if cell.is_setup]
+    failed = [says for cell in setup if (says := _run_cell(cell, names))]
+    if not setup:
+        remarks.append("its set-up cell is gone: the course's own ran in its place")
+    if failed or not setup:
+        own = Cell(0, submission.own_setup)
+        remarks += failed + [says for says in [_run_cell(own, names)] if says]
+    for cell in submission.cells:
+        if cell.exercise in submission.exercises:
+            says = _run_cell(cell, names)
+            remarks += [says] if says else []
+    return remarks
+
+
+def _run_cell(cell: Cell, names: dict) -> str:
+    """Run one cell; the sentence that says what stopped it, or ""."""
+    name = f"<cell {cell.number}>"
+    linecache.cache[name] = (len(cell.source), None, cell.source.splitlines(True), name)
+    signal.signal(signal.SIGALRM, _ring)
+    signal.setitimer(signal.ITIMER_REAL, CELL_SECONDS)
+    try:
+        exec(compile(cell.source, name, "exec"), names)
+    except SyntaxError as error:
+        return f"cell {cell.number}, line {error.lineno}: this is not Python ({error.msg})"
+    except BaseException as error:  # SystemExit and KeyboardInterrupt are learner code, too
+        return f"cell {cell.number} stops with {type(error).__name__}: {_text_of(error)}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return ""
+
+
+def _ring(*_) -> None:
+    raise TimeoutError(f"longer than {CELL_SECONDS:g} s")
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return _short(str(error))
+    except Exception:
+        return "(its text raises)"
+
+
+def _defined_elsewhere(cells: list[Cell]) -> dict[str, int]:
+    """The functions, classes and imports of cells that do not run, with the cell's number."""
+    found = {}
+    for cell in cells:
+        if cell.is_setup or cell.exercise:
+            continue
+        try:
+            body = ast.parse(cell.source).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.setdefault(node.name, cell.number)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [alias.asname or alias.name.partition(".")[0] for alias in node.names]
+                found |= {name: cell.number for name in names if name not in found}
+    return found
+
+
+def _judge(lesson: str, name: str, function, elsewhere: dict[str, int], seed: int) -> dict:
+    """The message about one exercise."""
+    if not callable(function) or isinstance(function, ModuleType):
+        remarks = [_not_run(name, elsewhere[name])] if name in elsewhere else []
+        return {"exercise": name, "outcome": "not attempted", "remarks": remarks}
+    result = evaluate(lesson, name, function, seed)
+    said = " ".join(found.get("error", "") for found in result.properties)
+    lacking = set(re.findall(r"NameError: name '(\w+)' is not defined", said)) & set(elsewhere)
+    return {
+        "exercise": name,
+        "outcome": result.outcome,
+        "properties": {each["name"]: [each["outcome"], _says(each)] for each in result.properties},
+        "mistake": result.mistake.name if result.mistake else "",
+        "remarks": [_not_run(helper, elsewhere[helper]) for helper in sorted(lacking)],
+    }
+
+
+def _not_run(name: str, number: int) -> str:
+    return (
+        f"{name} stands in cell {number}, which does not run, for it is neither set-up nor an "
+        "exercise: move it into one, or tag that cell `setup`"
+    )
+
+
+def _says(result: dict) -> str:
+    """One line on a property that does not hold."""
+    if result["outcome"] == "passed":
+        return ""
+    parts = [result.get("error", ""), result.get("call", ""), result.get("hint", "")]
+    if result.get("expected"):
+        parts.insert(2, f"expected {result['expected']}, got {result.get('got', '')}")
+    return _short(" | ".join(part for part in parts if part))
+
+
+def bare_environment() -> None:
+    """Leave the confined process no variable of the grader but what the course needs."""
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    os.environ.clear()
+    os.environ.update(kept, PATH="/usr/bin:/bin", USER="submission", HF_HUB_OFFLINE="1")
