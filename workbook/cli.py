@@ -101,6 +101,23 @@ def evaluate(
     )
 
 
+@verb("grade")
+def grade(
+    folder: Annotated[Path, typer.Argument(help="Where the notebooks are.")],
+    csv: Annotated[Path, typer.Option(help="File for the scores.")],
+    junit: Annotated[Path | None, typer.Option(help="File for a JUnit report.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the fixtures [default: a fresh one].")
+    ] = None,
+    lesson: Annotated[
+        str | None, typer.Option(help="Its number, such as 01 [default: the notebook says].")
+    ] = None,
+) -> int:
+    from workbook.grade import start_grading
+
+    return start_grading(folder, csv, junit, seed, lesson)
+
+
 @verb("progress")
 def progress() -> None:
     from workbook.progress import show
