@@ -5,6 +5,7 @@ the user's.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from helpers.fields import (
@@ -19,7 +20,109 @@ from helpers.fields import (
 )
 
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names of the roles
+RESPONSES = ("response", "chosen", "rejected", "completion")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+# ---------------------------------------------------------------- templates
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns are written as one text.
+
+    user and assistant hold {input} and {output}; system holds {input} too. begin stands first,
+    separator after each of the assistant's turns. A prompt never ends in a space: the space goes
+    to the response, because tokenizers join it to the first word.
+
+    Example:
+        >>> turns = [{"role": "user", "content": "2 + 2?"}]
+        >>> TEMPLATES["align_anything"].prompt(turns)
+        'BEGINNING OF CONVERSATION: USER: 2 + 2? ASSISTANT:'
+        >>> TEMPLATES["hh"].prompt(turns) + TEMPLATES["hh"].response("4.")
+        '\\n\\nHuman: 2 + 2?\\n\\nAssistant: 4.'
+    """
+
+    user: str
+    assistant: str
+    begin: str = ""
+    system: str = "{input}"
+    separator: str = ""
+
+    def __post_init__(self) -> None:
+        for name, slot in (("user", "{input}"), ("assistant", "{output}"), ("system", "{input}")):
+            if getattr(self, name).count(slot) != 1:
+                raise ValueError(f"A template's {name} needs {slot} once: {getattr(self, name)!r}.")
+
+    def prompt(self, turns: list[dict]) -> str:
+        """The conversation up to the point where the assistant is to speak."""
+        label, _ = self.assistant.split("{output}")
+        return self.begin + "".join(map(self._turn, turns)) + label.rstrip(" ")
+
+    def response(self, text: str) -> str:
+        """What follows the prompt when the assistant says `text`."""
+        label, end = self.assistant.split("{output}")
+        return " " * (len(label) - len(label.rstrip(" "))) + text + end
+
+    def _turn(self, turn: dict) -> str:
+        if turn["role"] == "assistant":
+            return self.assistant.replace("{output}", turn["content"]) + self.separator
+        return getattr(self, turn["role"]).replace("{input}", turn["content"])
+
+
+# align_anything: as its second homework registers it. hh: the transcripts of Anthropic's HH-RLHF.
+TEMPLATES = {
+    "align_anything": Template(begin="BEGINNING OF CONVERSATION: ", system="{input} ",
+                               user="USER: {input} ", assistant="ASSISTANT:{output}"),
+    "hh": Template(user="\n\nHuman: {input}", assistant="\n\nAssistant: {output}"),
+}
+
+
+def register_template(name: str, template: Template) -> None:
+    """Make a template known by name; a name that is taken raises ValueError."""
+    if name in TEMPLATES:
+        raise ValueError(f"There is a template {name!r} already; choose another name.")
+    TEMPLATES[name] = template
+
+
+def check_template(name: str) -> str:
+    """The name, if there is such a template."""
+    if name not in TEMPLATES:
+        raise ValueError(f"There is no template {name!r}; known: {', '.join(TEMPLATES)}.")
+    return name
+
+
+def turns_of(row: dict) -> list[dict]:
+    """The turns of a row; a plain prompt is one turn of the user."""
+    return row.get("turns") or [{"role": "user", "content": row["prompt"]}]
+
+
+def with_prompt(row: dict, template: str | None = None) -> dict:
+    """The row with its prompt and responses written in a template; `turns` stay as they are.
+
+    Without a template a plain prompt, and a conversation of one turn, stay as they are; longer
+    ones are written in "hh". Maths problems and questions on passages have no prompt yet: they get
+    one in the evaluation, so a template for them raises ValueError.
+
+    Example:
+        >>> with_prompt({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}, "align_anything")
+        {'prompt': 'BEGINNING OF CONVERSATION: USER: 2 + 2? ASSISTANT:', 'chosen': '4', \
+'rejected': '5'}
+    """
+    if "question" in row:
+        if template is not None:
+            raise ValueError(f"The template {template!r} writes prompts, and these records have "
+                             "questions; convert them first.")
+        return row
+    turns = turns_of(row)
+    if template is None and len(turns) == 1:
+        return {"prompt": turns[0]["content"], **row}
+    style = TEMPLATES[template or "hh"]
+    texts = {name: style.response(row[name]) for name in RESPONSES if name in row}
+    return {"prompt": "", **row} | texts | {"prompt": style.prompt(turns)}
+
+
+# ---------------------------------------------------------------- chat formats
+
 
 def from_hh(record: dict) -> dict:
     """Two transcripts that part at the last answer; what they share is the prompt."""

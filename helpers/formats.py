@@ -16,7 +16,7 @@ Rows have one of these sets of columns:
 | prompt | prompt |
 
 `turns` is a conversation up to the answer: [{"role": "user", "content": ...}, ...]. From it
-`helpers.conversation.render` makes the prompt.
+`helpers.conversation.with_prompt` makes the prompt.
 """
 
 from collections.abc import Callable, Iterable
@@ -226,7 +226,8 @@ def format_of(record: dict) -> str:
     for name, known in FORMATS.items():
         if known.fits(record):
             return name
-    nearest = max(FORMATS, key=lambda name: _sharepresent(FORMATS[name].fields, record))
+    nearest = max(FORMATS, key=lambda name: (_share_present(FORMATS[name].fields, record),
+                                             FORMATS[name].fits_values is None))
     lacking = [field for field in FORMATS[nearest].fields if field not in record]
     near = (f"; nearest is {nearest}, which also needs {', '.join(lacking)}"
             if len(lacking) < len(FORMATS[nearest].fields) else "")
@@ -234,7 +235,7 @@ def format_of(record: dict) -> str:
                     f"the record has {field_names(record)}, and no known format{near}")
 
 
-def _sharepresent(fields: Iterable[str], record: dict) -> float:
+def _share_present(fields: Iterable[str], record: dict) -> float:
     return sum(field in record for field in fields) / len(tuple(fields))
 
 

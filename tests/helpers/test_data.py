@@ -187,7 +187,7 @@ def test_wrong_arguments_are_named(tmp_path):
 def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match="HF_ENDPOINT.*HF_HUB_OFFLINE.*local file"):
+    with pytest.raises(ConnectionError, match="HF_ENDPOINT.*HF_HUB_OFFLINE.*local copy"):
         load_records("no-such-owner/no-such-data:main")
 
 

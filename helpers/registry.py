@@ -1,0 +1,160 @@
+"""Data sets known by name: a JSON file that says where each is and how its columns are called.
+
+The file has the shape of LLaMA-Factory's dataset_info.json:
+
+    {"nq_top5_train": {
+        "file_name": "nq_top5_train.json",
+        "columns": {"prompt": "instruction", "query": "input", "response": "output"}}}
+
+`columns` goes from the part that a column plays to its name in the file. File names are relative to
+the registry file. Beyond that shape an entry may hold `format`, a name of `FORMATS`; then `columns`
+goes from the fields of that format. `HUB_SETS` is such a file: well-known sets of the hub.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from helpers.data import LoadReport, load_records
+from helpers.fields import BadRecord, field_names
+from helpers.formats import FORMATS, check_format
+
+HUB_SETS = Path(__file__).with_name("hub_sets.json")
+
+# The part that a column plays, and the field of our format that it becomes.
+ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system",
+          "history": "history", "chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag"}
+SHAREGPT = {"messages": "conversations", "system": "system", "chosen": "chosen",
+            "rejected": "rejected"}
+TAGS = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
+        "system_tag": "system"}
+KEYS = ("file_name", "hf_hub_url", "subset", "split", "formatting", "ranking", "columns", "tags",
+        "format")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One data set of a registry: where it is, its format, and how its columns are called.
+
+    columns: field of the format -> column of the file. tags: as LLaMA-Factory names them.
+    """
+
+    source: str
+    format: str
+    columns: dict[str, str]
+    tags: dict[str, str]
+    split: str = "train"
+
+    def prepare(self, record: dict) -> dict:
+        """A raw record with the names that its format reads.
+
+        A column that the registry does not name, but the format would read, is set aside under
+        another name: the registry decides what is read.
+        """
+        needed = [name for name in FORMATS[self.format].fields if name in self.columns]
+        for name in needed:
+            if self.columns[name] not in record:
+                raise BadRecord("missing_columns", f"the field {self.columns[name]} is missing "
+                                                   f"(has {field_names(record)})")
+        taken = set(self.columns.values())
+        rest = {(f"{name} (not in columns)" if name in self.columns else name): value
+                for name, value in record.items() if name not in taken}
+        found = {name: record[column] for name, column in self.columns.items() if column in record}
+        return {name: self._retag(value) for name, value in found.items()} | rest
+
+    def _retag(self, value: Any) -> Any:
+        """Turns in ShareGPT's names of role, content and speakers."""
+        if isinstance(value, list):
+            return [self._retag(turn) for turn in value]
+        if not self.tags or not isinstance(value, dict):
+            return value
+        names = {theirs: TAGS[tag] for tag, theirs in self.tags.items()}
+        turn = {names.get(key, key): item for key, item in value.items()}
+        if isinstance(turn.get("from"), str):
+            turn["from"] = names.get(turn["from"], turn["from"])
+        return turn
+
+
+def load_registry(path: str | Path = HUB_SETS) -> dict[str, Any]:
+    """The entries of a registry file as they stand there, by name.
+
+    Raises FileNotFoundError, or ValueError for a file that is no JSON object.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no registry file {path}.")
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} must hold one object: names of data sets, and their entries.")
+    return entries
+
+
+def find_entry(name: str, registry: str | Path = HUB_SETS) -> Entry:
+    """The entry of that name; ValueError that says what is wrong with it, or which names there are.
+
+    Example:
+        >>> find_entry("hh_rlhf").source
+        'Anthropic/hh-rlhf'
+    """
+    entries = load_registry(registry)
+    if name not in entries:
+        raise ValueError(f"{registry} has no data set {name!r}; it has {', '.join(entries)}.")
+    return _entry(entries[name], f"{registry}: {name}", Path(registry).parent)
+
+
+def _entry(entry: Any, where: str, folder: Path) -> Entry:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: an entry is an object with file_name or hf_hub_url.")
+    unknown = [key for key in entry if key not in KEYS]
+    if unknown:
+        raise ValueError(f"{where}: {', '.join(unknown)} is not known here; known are "
+                         f"{', '.join(KEYS)}.")
+    if "hf_hub_url" in entry:
+        source = ":".join(filter(None, [entry["hf_hub_url"], entry.get("subset")]))
+    elif "file_name" in entry:
+        source = str(folder / entry["file_name"])
+    else:
+        raise ValueError(f"{where}: it needs file_name or hf_hub_url.")
+    format, columns = _format_and_columns(entry, where)
+    return Entry(source, format, columns, entry.get("tags", {}), entry.get("split", "train"))
+
+
+def _format_and_columns(entry: dict, where: str) -> tuple[str, dict[str, str]]:
+    """Our name of the format, and the columns of its fields."""
+    columns, formatting = entry.get("columns", {}), entry.get("formatting", "alpaca")
+    if "format" in entry:
+        known = FORMATS[check_format(entry["format"])]
+        parts = {name: name for name in (*known.fields, *known.optional)}
+        format = entry["format"]
+    elif formatting == "sharegpt":
+        parts, format = SHAREGPT, "sharegpt_preference" if entry.get("ranking") else "sharegpt"
+    elif formatting == "alpaca":
+        unpaired = "alpaca_unpaired" if "kto_tag" in columns else "alpaca"
+        parts, format = ALPACA, "alpaca_preference" if entry.get("ranking") else unpaired
+    else:
+        raise ValueError(f"{where}: formatting is alpaca or sharegpt, not {formatting!r}.")
+    wrong = [name for name in columns if name not in parts]
+    if wrong:
+        raise ValueError(f"{where}: columns has {', '.join(wrong)}; possible are "
+                         f"{', '.join(parts)}.")
+    return format, {parts[part]: column for part, column in (columns or parts).items()}
+
+
+def load_registered(name: str, registry: str | Path = HUB_SETS, *,
+                    file: str | Path | None = None, **options) -> tuple[Dataset, LoadReport]:
+    """Load a data set by its name in a registry.
+
+    registry: without it the well-known sets of the hub: gsm8k, hh_rlhf, nq_open, shp,
+    stack_exchange. file: a local copy to read instead. options: as `load_records` takes them.
+
+    Example:
+        >>> data, report = load_registered("shp", limit=1000)     # doctest: +SKIP
+    """
+    entry = find_entry(name, registry)
+    options = {"split": entry.split} | options
+    return load_records(file or entry.source, format=entry.format, prepare=entry.prepare, **options)
