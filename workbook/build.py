@@ -2,7 +2,8 @@
 
 The lesson is the source without its solutions: nbgrader's marks (`### BEGIN SOLUTION`) are
 replaced as nbgrader does, cells tagged `solution-only` are left out, and the answers in
-`answer("01-1", "b")` and `predict("...", "falls")` become "?". Builds are byte for byte the same.
+`answer("01-1", "b")` and `predict("...", "falls")` become "?". A folded first code cell says what
+to do under a wrong kernel (workbook/kernel.py). Builds are byte for byte the same.
 """
 
 import ast
@@ -18,6 +19,7 @@ import jupytext
 import nbformat
 
 from workbook.hints import CourseFileError, lesson_help, reference_function
+from workbook.kernel import GUARD
 from workbook.progress import course_root, write_text
 from workbook.properties import property_names
 
@@ -156,9 +158,17 @@ def lesson_notebook(source: Source) -> nbformat.NotebookNode:
         elif cell.cell_type == "code":
             cell.source = BLANKED.sub(r'\1(\2, "?"', cell.source)
         cells.append(cell)
+    first_code = next((i for i, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
+    cells.insert(first_code, guard_cell())
     notebook = nbformat.from_dict(dict(source.notebook))
     notebook.cells = cells
     return notebook
+
+
+def guard_cell() -> nbformat.NotebookNode:
+    """The folded cell that says what to do where the kernel is not the course's Python."""
+    folded = {"tags": ["setup"], "jupyter": {"source_hidden": True}}
+    return nbformat.v4.new_code_cell(GUARD.rstrip(), id="kernel", metadata=folded)
 
 
 def to_text(notebook) -> str:

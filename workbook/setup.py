@@ -49,14 +49,15 @@ def package_set(extras: list[str] | tuple[str, ...] = ()) -> list[str]:
 
 def missing(pins: list[str]) -> list[str]:
     """Those pins that the running Python does not hold at that version ("+cpu" is ignored)."""
+    return [pin for pin in pins if installed_version(pin.split("==")[0]) != pin.split("==")[1]]
 
-    def version(name: str) -> str | None:
-        try:
-            return importlib.metadata.version(name).split("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            return None
 
-    return [pin for pin in pins if version(pin.split("==")[0]) != pin.split("==")[1]]
+def installed_version(name: str) -> str | None:
+    """The version of a package in the running Python, or None."""
+    try:
+        return importlib.metadata.version(name).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def fingerprint(pins: list[str]) -> str:

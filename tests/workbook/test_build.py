@@ -77,7 +77,7 @@ def test_the_lesson_has_blanks_and_no_solution(course):
     assert 'predict("the score", "?")' in sources.values()
     assert 'answer("90-1", "?")' in sources.values()
     assert all(not cell.get("outputs") for cell in notebook.cells)
-    assert notebook.cells[3].metadata["nbgrader"]["solution"] is True
+    assert notebook.cells[4].metadata["nbgrader"]["solution"] is True
     assert notebook.metadata["kernelspec"]["name"] == "python3"
 
 
