@@ -54,6 +54,15 @@ def run(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Merge the findings into this file.")
     ] = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="On random miniatures of the profile's models.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder of the tokenizer for --rehearse.")
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep a full run as solutions/recorded/NN.json.")
+    ] = False,
 ) -> None:
     from workbook.run import run_lessons
 
@@ -61,7 +70,16 @@ def run(
     overrides = [text for text in lessons if "=" in text]
     if not names:
         raise ValueError(f"Name a lesson, or all: `workbook run all {' '.join(overrides)}`.")
-    run_lessons(names, profile, depth, json_file, overrides)
+    run_lessons(
+        names,
+        profile,
+        depth,
+        json_file,
+        overrides,
+        rehearse=rehearse,
+        tokenizer=tokenizer,
+        record=record,
+    )
 
 
 @verb("eval")
@@ -166,7 +184,7 @@ def build(
 
 @verb("world")
 def world(
-    part: Annotated[str, typer.Argument(help="data, tokenizer, model, adapters or card.")],
+    part: Annotated[str, typer.Argument(help="data, tokenizer, model, adapters, awq or card.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
 ) -> None:
     from workbook.world.regenerate import regenerate

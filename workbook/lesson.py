@@ -72,6 +72,7 @@ from workbook.progress import (
 )
 from workbook.properties import is_stub
 from workbook.published import comparison_table, published
+from workbook.recorded import recorded_or_live
 from workbook.widgets import failure_browser
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "progress",
     "published",
     "ready",
+    "recorded_or_live",
     "run_folder",
     "save_findings",
     "use_profile",

@@ -5,6 +5,7 @@ or smoke) from WORKBOOK_DEPTH, else short. Every value can be overridden by `sec
 """
 
 import os
+import shlex
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
@@ -152,7 +153,7 @@ def use_profile(name: str = "tiny", *overrides: str) -> Profile:
     """
     name = os.environ.get("WORKBOOK_PROFILE") or name
     depth = os.environ.get("WORKBOOK_DEPTH") or "short"
-    overrides = (*overrides, *os.environ.get("WORKBOOK_OVERRIDES", "").split())
+    overrides = (*overrides, *shlex.split(os.environ.get("WORKBOOK_OVERRIDES", "")))
     profile = load_profile(name, depth, overrides)
     _active["profile"] = profile
     print(f"Profile {profile.name}, depth {profile.depth}.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from workbook.build import Source, find_source, read_source, sources
 from workbook.profiles import load_profile
 from workbook.progress import course_root, run_root, write_json
 from workbook.published import comparison_table
+from workbook.recorded import record as record_findings
 
 CELL_SECONDS = {"smoke": 300, "short": 1800, "full": None}  # the longest a cell may take
 
@@ -26,26 +28,45 @@ class RunError(RuntimeError):
 
 
 def run_lessons(
-    names=("all",), profile=None, depth=None, json_file=None, overrides=(), console=None
+    names=("all",),
+    profile=None,
+    depth=None,
+    json_file=None,
+    overrides=(),
+    console=None,
+    rehearse=False,
+    tokenizer=None,
+    record=False,
 ) -> dict[str, dict]:
     """Run solutions, print "published | recorded | here" for each, and return their findings.
 
     names: lesson numbers, or "all". json_file: findings are merged into it as
-    `{"lessons": {"01": {...}}}`. overrides: `section.key=value` of the profile.
+    `{"lessons": {"01": {...}}}`. overrides: `section.key=value` of the profile. rehearse: on
+    random-weight miniatures of the profile's models (workbook/rehearse.py), at depth smoke, with
+    the files under runs/rehearsal/; tokenizer: the folder of theirs. record: keep what a run at
+    depth full found as solutions/recorded/NN.json.
 
     Raises: RunError, naming the lesson and the cell; ProfileError or BuildError for bad names.
     """
     console = console or Console()
     paths = sources() if "all" in names else [find_source(name) for name in names]
-    load_profile(*chosen(profile, depth), overrides)  # fails before a kernel starts
+    loaded = load_profile(*chosen(profile, depth), overrides)  # fails before a kernel starts
+    runs = run_root()
+    if rehearse:
+        from workbook.rehearse import rehearsal  # loads transformers: only when needed
+
+        overrides, depth = (*rehearsal(loaded, tokenizer), *overrides), "smoke"
+        runs = runs / "rehearsal"
     merged = _read_json(json_file)
     found = {}
     for path in paths:
         source = read_source(path)
         started = time.time()
-        _, facts = execute(source, profile, depth, overrides, console)
-        found[source.lesson] = _findings(source, facts, started)
+        _, facts = execute(source, profile, depth, overrides, console, runs)
+        found[source.lesson] = _findings(source, runs, facts, started)
         console.print(table(source.lesson, found[source.lesson]))
+        if record:
+            console.print(f"Recorded: {record_findings(source.lesson, found[source.lesson], runs)}")
         if json_file:
             merged.setdefault("lessons", {})[source.lesson] = found[source.lesson]
             write_json(Path(json_file), merged)
@@ -53,14 +74,17 @@ def run_lessons(
 
 
 def execute(
-    source: Source, profile=None, depth=None, overrides=(), console=None
+    source: Source, profile=None, depth=None, overrides=(), console=None, runs=None
 ) -> tuple[nbformat.NotebookNode, dict]:
     """Execute all cells of a solution; the notebook with outputs, and its profile and depth.
+
+    runs: the folder for what the lesson writes; `runs/` when not given.
 
     Raises: RunError in one sentence when a cell fails, takes too long, or the kernel dies.
     """
     facts = dict(zip(("profile", "depth"), chosen(profile, depth), strict=True))
-    folder = run_root() / source.lesson / f"{facts['profile']}-{facts['depth']}"
+    runs = runs or run_root()
+    folder = runs / source.lesson / f"{facts['profile']}-{facts['depth']}"
     folder.mkdir(parents=True, exist_ok=True)
     notebook = nbformat.from_dict(dict(source.notebook))
     client = NotebookClient(
@@ -72,7 +96,7 @@ def execute(
         resources={"metadata": {"path": str(folder)}},
     )
     try:
-        with client.setup_kernel(env=_environment(facts, overrides, folder), cwd=str(folder)):
+        with client.setup_kernel(env=_environment(facts, overrides, runs, folder), cwd=str(folder)):
             _run_cells(client, source, console or Console())
             client.set_widgets_metadata()
     except NoSuchKernel as error:
@@ -98,14 +122,14 @@ def chosen(profile: str | None, depth: str | None) -> tuple[str, str]:
     return profile, depth or os.environ.get("WORKBOOK_DEPTH") or "short"
 
 
-def _environment(facts: dict, overrides, folder: Path) -> dict[str, str]:
+def _environment(facts: dict, overrides, runs: Path, folder: Path) -> dict[str, str]:
     code = str(Path(__file__).resolve().parents[1])
     return os.environ | {
         "WORKBOOK_PROFILE": facts["profile"],
         "WORKBOOK_DEPTH": facts["depth"],
-        "WORKBOOK_OVERRIDES": " ".join(overrides),
+        "WORKBOOK_OVERRIDES": shlex.join(overrides),
         "WORKBOOK_PROGRESS": str(folder / ".progress"),
-        "WORKBOOK_RUNS": str(run_root()),
+        "WORKBOOK_RUNS": str(runs),
         "WORKBOOK_ROOT": str(course_root()),
         "PYTHONPATH": os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")])),
     }
@@ -147,8 +171,8 @@ def _heading(cells) -> str:
     return ""
 
 
-def _findings(source: Source, facts: dict, started: float) -> dict:
-    path = run_root() / source.lesson / f"{facts['profile']}-{facts['depth']}" / "findings.json"
+def _findings(source: Source, runs: Path, facts: dict, started: float) -> dict:
+    path = runs / source.lesson / f"{facts['profile']}-{facts['depth']}" / "findings.json"
     if not path.exists() or path.stat().st_mtime < started - 1:
         raise RunError(f"{source.path.name} ran, but save_findings(...) was not called in it.")
     return json.loads(path.read_text(encoding="utf-8"))

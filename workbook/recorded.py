@@ -1,0 +1,69 @@
+"""What a learner does not wait for: results of the course's own run at depth full.
+
+`solutions/recorded/NN.json` holds the findings of that run and, under "parts", the results of its
+longer cells. `python3 -m workbook run 03 --depth full --record` writes it.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from workbook.profiles import active_profile
+from workbook.progress import course_root, current_lesson, digest, run_root, write_json
+
+
+def recorded_file(lesson: str) -> Path:
+    """`solutions/recorded/NN.json`."""
+    return course_root() / "solutions" / "recorded" / f"{lesson}.json"
+
+
+def read_recorded(lesson: str) -> dict:
+    """The recorded findings of a lesson, with its "parts"; empty where none were recorded."""
+    path = recorded_file(lesson)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def recorded_or_live(name: str, run: Callable[[], object]):
+    """The result of a long part of a lesson: recorded at depth short, run at full and smoke.
+
+    Returns plain JSON values (keys are texts) and prints which of the two it is. At full a result
+    is kept, so that a run that was stopped goes on where it was. Where nothing is recorded for
+    the profile, the part runs.
+
+    Example: `sweep = recorded_or_live("sweep", lambda: {n: accuracy(n) for n in sizes})`
+    """
+    profile, lesson = active_profile(), current_lesson()
+    stored = read_recorded(lesson)
+    if profile.depth == "short" and profile.name == stored.get("profile"):
+        if name in stored.get("parts", {}):
+            print(
+                f"Recorded: {name} is drawn from the course's own run. To run it here: "
+                f"python3 -m workbook run {lesson} --depth full"
+            )
+            return stored["parts"][name]
+    path = _parts_file(lesson, profile)
+    parts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    key = digest(inspect.getsource(run))  # a part that was written anew runs anew
+    if profile.depth != "full" or parts.get(name, {}).get("code") != key:
+        parts[name] = {"code": key, "value": json.loads(json.dumps(run(), allow_nan=False))}
+        write_json(path, parts)
+    return parts[name]["value"]
+
+
+def _parts_file(lesson: str, profile) -> Path:
+    return run_root() / lesson / f"{profile.name}-{profile.depth}" / "parts.json"
+
+
+def record(lesson: str, findings: dict, runs: Path | None = None) -> Path:
+    """Write the findings of a run at depth full and its parts as the recorded ones.
+
+    Raises: ValueError for a run at another depth.
+    """
+    if findings["depth"] != "full":
+        raise ValueError(f"Lesson {lesson}: only a run at depth full is recorded (--depth full).")
+    path = (runs or run_root()) / lesson / f"{findings['profile']}-full" / "parts.json"
+    parts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    values = {name: part["value"] for name, part in parts.items()}
+    write_json(recorded_file(lesson), findings | {"parts": values})
+    return recorded_file(lesson)
