@@ -78,6 +78,15 @@ def tiny_random_model(tiny_tokenizer):
 
 
 @pytest.fixture(scope="session")
+def tiny_folder(tiny_tokenizer, tmp_path_factory):
+    """The folder of a saved random model with its tokenizer, to load from; do not write there."""
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    random_qwen2(tiny_tokenizer).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def base_model():
     """(model, tokenizer): the course's own base model. Do not train it: it is shared."""
     from helpers.models import load_model
