@@ -1,4 +1,4 @@
-"""Load language models and reward models: plain, with new LoRA layers, or with a saved adapter."""
+"""Load language models and reward models: plain or quantised, with or without LoRA layers."""
 
 import re
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from transformers import (
     AutoTokenizer,
 )
 from transformers.utils import logging as transformers_logging
+
+from helpers import quantization as quantize
 
 # Below this many parameters half precision saves nothing that matters, and float32 is exact.
 _SMALL_MODEL = 100_000_000
@@ -69,27 +71,26 @@ def load_model(
     name_or_path: a folder, or a model's name on the hub. revision: a branch, tag or commit there.
     adapter: the folder or hub name of a saved LoRA adapter; `trainable_adapter=False` freezes it.
     lora: put new LoRA layers on the model. Without adapter and lora all parameters are trained.
+    quantization: "nf4" or "int8" round the weights of a plain checkpoint at load; "awq" is for a
+        checkpoint stored so. None takes the checkpoint as it is stored.
     device: "auto" is CUDA, else Apple's GPU, else the CPU.
     dtype: of the frozen parameters. "auto" is float32 for models below 100 M parameters, else
-        bfloat16 (float16 on a GPU that has no bfloat16).
+        bfloat16 (float16 on a GPU that has no bfloat16). Quantised layers compute in it.
 
     Every parameter that is trained is float32: a step of 1e-5 is lost on a bfloat16 weight of
-    0.01. So a plain model in half precision comes frozen, for reading only; to train all of it
-    give `dtype="float32"`, or train LoRA layers on it.
+    0.01. So a plain model in half precision and a quantised one come frozen, for reading only; to
+    train all of a plain one give `dtype="float32"`, or train LoRA layers on either.
 
-    Raises ValueError for settings that exclude each other, and OSError with one sentence for a
-    model or adapter that cannot be found.
+    Raises ValueError for settings that exclude each other or that contradict the checkpoint, and
+    OSError with one sentence for a model or adapter that cannot be found.
 
     Example:
         >>> model, tokenizer = load_model("workbook/assets/base", lora=LoraSettings(rank=8))
+        >>> model, _ = load_model("Qwen/Qwen2.5-7B", quantization="nf4", lora=LoraSettings())
     """
-    if quantization is not None:
-        raise ValueError(
-            f"quantization={quantization!r} is not available yet: it comes with lesson 03."
-        )
     _refuse_two_adapters(adapter, lora)
-    model, tokenizer = _load_plain(str(name_or_path), revision)
-    model = model.to(device=_resolve_device(device), dtype=_resolve_dtype(dtype, device, model))
+    source = str(name_or_path)
+    model, tokenizer, _ = _load(AutoModelForCausalLM, source, revision, quantization, device, dtype)
     _freeze_half_precision(model)
     if adapter is not None:
         with _one_sentence("adapter", str(adapter)):
@@ -178,21 +179,21 @@ def load_reward_model(
     Example:
         >>> model, tokenizer = load_reward_model("workbook/assets/base", lora=LoraSettings())
     """
-    if quantization is not None:
-        raise ValueError(f"quantization={quantization!r} is not available yet.")
     _refuse_two_adapters(adapter, lora)
-    source = str(name_or_path)
-    model, tokenizer, new_head = _load_classifier(source)
-    head_weight = model.score.weight.detach().float()
-    model = model.to(device=_resolve_device(device), dtype=_resolve_dtype(dtype, device, model))
+    model, tokenizer, loading = _load(
+        AutoModelForSequenceClassification,
+        str(name_or_path),
+        None,
+        quantization,
+        device,
+        dtype,
+        num_labels=1,
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id  # the hub's own pooling needs it
     _freeze_half_precision(model)
     model.score.float().requires_grad_(True)
-    with torch.no_grad():
-        if new_head:
-            generator = torch.Generator().manual_seed(seed)
-            width = head_weight.shape[-1]
-            head_weight = torch.randn(1, width, generator=generator) / (width + 1) ** 0.5
-        model.score.weight.copy_(head_weight)
+    if "score.weight" in loading["missing_keys"]:
+        _draw_head(model.score, seed)
     if adapter is not None:
         model = _with_reward_adapter(model, str(adapter))
     elif lora is not None:
@@ -200,17 +201,11 @@ def load_reward_model(
     return RewardModel(model).eval(), tokenizer
 
 
-def _load_classifier(source: str):
-    """(classifier with one label, tokenizer, whether its head is new)."""
-    with _one_sentence("model", source):
-        config = AutoConfig.from_pretrained(source, num_labels=1)
-        tokenizer = _load_tokenizer(source, None)
-        config.pad_token_id = tokenizer.pad_token_id  # the hub's own pooling needs it
-        with _quiet_loading():
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                source, config=config, dtype="auto", output_loading_info=True
-            )
-    return model, tokenizer, "score.weight" in loading["missing_keys"]
+@torch.no_grad()
+def _draw_head(head: nn.Linear, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    width = head.in_features
+    head.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
 
 
 def _with_reward_adapter(model, adapter: str) -> PeftModel:
@@ -225,17 +220,49 @@ def _with_reward_adapter(model, adapter: str) -> PeftModel:
         return PeftModel.from_pretrained(model, adapter, is_trainable=True)
 
 
-def _load_plain(source: str, revision: str | None):
-    """The model as stored and its tokenizer, with a padding token."""
+def _load(auto_class, source, revision, quantization, device, dtype, **config_options):
+    """(model on its device, tokenizer with a padding token, transformers' loading report)."""
     with _one_sentence("model", source):
         # The small file first: an unreachable hub is waited for once.
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, **config_options)
         tokenizer = _load_tokenizer(source, revision)
-        with _quiet_loading():
-            model = AutoModelForCausalLM.from_pretrained(
-                source, config=config, revision=revision, dtype="auto"
-            )
-    return model, tokenizer
+    kind = quantize.resolve_quantization(quantization, config, source)
+    device = _resolve_device(device)
+    dtype = _resolve_dtype(dtype, device, auto_class, config)
+    arguments = quantize.loading_arguments(kind, config, device, dtype)
+    with _one_sentence("model", source), _quiet_loading():
+        model, loading = auto_class.from_pretrained(
+            source, config=config, revision=revision, output_loading_info=True, **arguments
+        )
+    if kind is None:
+        _cast(model.to(device), dtype)
+    quantize.finish_loading(model, kind)
+    return model, tokenizer, loading
+
+
+def _cast(model, dtype: torch.dtype) -> None:
+    """All but the head of a reward model, which stays as exact as it is stored."""
+    head = getattr(model, "score", None)
+    exact = None if head is None else head.weight.detach().clone()
+    model.to(dtype)
+    if head is not None:
+        head.weight.data = exact
+
+
+def merge_adapter(model, tokenizer, folder: str | Path) -> Path:
+    """Write a plain checkpoint with the active adapter merged into its weights: W + (a/r) B A.
+
+    model: of `load_model` or `load_reward_model`; it stays as it is. A quantised base is written
+    out first, at the model's dtype: 4-bit numbers cannot take up an update smaller than their
+    steps, and AWQ's are packed beyond changing. The result needs no adapter, and more memory.
+
+    Returns the folder, which `load_model` or `load_reward_model` reads.
+    """
+    inner = model.model if isinstance(model, RewardModel) else model
+    plain = quantize.plain_copy(inner)
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
 
 
 def _load_tokenizer(source: str, revision: str | None):
@@ -287,14 +314,15 @@ def _one_sentence(kind: str, source: str):
 
 
 def _resolve_device(device: str) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if device == "auto":
+        mps = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else mps
+    if device == "cuda":  # quantised loading wants a number
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(device)
 
 
-def _resolve_dtype(dtype: str | torch.dtype, device: str, model) -> torch.dtype:
+def _resolve_dtype(dtype: str | torch.dtype, device: torch.device, auto_class, config):
     if isinstance(dtype, torch.dtype):
         return dtype
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -302,10 +330,11 @@ def _resolve_dtype(dtype: str | torch.dtype, device: str, model) -> torch.dtype:
         return named[dtype]
     if dtype != "auto":
         raise ValueError(f"dtype must be auto or one of {', '.join(named)}, but it is {dtype!r}.")
-    if model.num_parameters() < _SMALL_MODEL:
+    with torch.device("meta"):  # shapes only
+        parameters = auto_class.from_config(config).num_parameters()
+    if parameters < _SMALL_MODEL:
         return torch.float32
-    on_cuda = _resolve_device(device).type == "cuda"
-    if on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16
 

@@ -83,8 +83,6 @@ def test_saved_adapter_comes_back_with_its_effect(folder, tmp_path, train_it):
 
 
 def test_settings_that_cannot_be(folder):
-    with pytest.raises(ValueError, match="lesson 03"):
-        load_model(folder, quantization="nf4")
     with pytest.raises(ValueError, match="not both"):
         load_model(folder, adapter="somewhere", lora=LoraSettings())
     with pytest.raises(ValueError, match="dtype must be auto or one of"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from workbook.progress import course_root
 
-PARTS = ("data", "tokenizer", "model", "adapters", "preferences", "card")
+PARTS = ("data", "tokenizer", "model", "adapters", "preferences", "awq", "card")
 
 
 def assets() -> Path:
@@ -17,7 +17,8 @@ def regenerate(part: str, out: Path | None = None) -> Path:
 
     data and tokenizer: seconds. model: pre-training, about an hour on two cores. adapters: a
     minute, from the shipped model. preferences: fifty pairs in three shapes, from base and
-    adapter. card: the model card, from the recorded measurements.
+    adapter. awq: the model packed into 4 bits, half a minute. card: the model card, from the
+    recorded measurements.
 
     Raises ValueError for a part that is not known.
     """
@@ -51,4 +52,8 @@ def regenerate(part: str, out: Path | None = None) -> Path:
         from workbook.world.card import write_card
 
         return write_card(out or assets() / "base")
+    if part == "awq":
+        from workbook.world.awq import write_awq
+
+        return write_awq(assets() / "base", out or assets() / "base-awq")
     raise ValueError(f'There is no part "{part}" of the world: take one of {", ".join(PARTS)}.')

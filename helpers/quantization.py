@@ -1,0 +1,249 @@
+"""Load frozen base models in 4 or 8 bits so that gradients through them are right, and undo it.
+
+Kinds: "nf4" and "int8" are made from a plain checkpoint at load (Dettmers et al. 2023, 2022);
+"awq" is a checkpoint that was quantised beforehand (Lin et al. 2023).
+"""
+
+import importlib.util
+
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from helpers.layers import AwqLinear
+
+KINDS = ("nf4", "int8", "awq")
+# The same layout read by this package's own layer instead of the AWQ library's kernels.
+OWN_AWQ = "awq_own_layer"
+
+
+# ---------------------------------------------------------------- which quantisation
+
+
+def stored_quantization(config) -> str | None:
+    """How a checkpoint is quantised: None, one of KINDS, or another method by its own name."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    if stored.get("quant_method") == "bitsandbytes" or "load_in_4bit" in stored:
+        nf4 = stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4"
+        return "nf4" if nf4 else "int8" if stored.get("load_in_8bit") else "fp4"
+    return stored.get("quant_method")
+
+
+def resolve_quantization(wanted: str | None, config, source: str) -> str | None:
+    """The kind to load with; None wants what is stored. Raises ValueError where they exclude.
+
+    A checkpoint that is already quantised is not quantised again, and AWQ is not made at load.
+    """
+    stored = stored_quantization(config)
+    if wanted is not None and wanted not in KINDS:
+        raise ValueError(
+            f"quantization must be None or one of {', '.join(KINDS)}, but it is {wanted!r}."
+        )
+    if stored is not None and wanted not in (None, stored):
+        raise ValueError(
+            f'quantization="{wanted}" contradicts the checkpoint {source}, which is stored as '
+            f'"{stored}": leave quantization out, or give the unquantised checkpoint.'
+        )
+    if stored is None and wanted == "awq":
+        raise ValueError(
+            f'quantization="awq" contradicts the checkpoint {source}, which is stored unquantised: '
+            "AWQ is made beforehand, from calibration text (`python3 -m workbook world awq` makes "
+            "the course's own); give such a checkpoint."
+        )
+    if stored is not None and stored not in KINDS:
+        raise ValueError(
+            f'The checkpoint {source} is stored as "{stored}", which is not supported: give an '
+            "unquantised or an AWQ checkpoint."
+        )
+    return stored or wanted
+
+
+def loading_arguments(kind: str | None, config, device: torch.device, dtype: torch.dtype) -> dict:
+    """What `from_pretrained` is told for a kind; may change `config`, which it is given too.
+
+    nf4: 4-bit normal floats in blocks of 64, the blocks' scales in 8 bits (double quantisation),
+    multiplied in `dtype`. int8: rows in 8 bits, outlier features in 16.
+    """
+    if kind is None:
+        return {"dtype": "auto"}
+    arguments = {"dtype": dtype, "device_map": {"": device}}
+    if kind == "awq":
+        _choose_awq_kernel(config, device)
+    elif stored_quantization(config) is None:
+        arguments["quantization_config"] = (
+            BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head", "score"])
+            if kind == "int8"
+            else BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+                llm_int8_skip_modules=["lm_head", "score"],
+            )
+        )
+    return arguments
+
+
+def uses_awq_library(device: torch.device) -> bool:
+    """Its kernels are fast on CUDA; on a CPU those it chooses give wrong gradients, in silence."""
+    installed = all(importlib.util.find_spec(name) for name in ("gptqmodel", "optimum"))
+    return device.type == "cuda" and installed
+
+
+def _choose_awq_kernel(config, device: torch.device) -> None:
+    stored = dict(config.quantization_config)
+    if uses_awq_library(device):
+        config.quantization_config = stored | {"backend": "auto_trainable"}
+        return
+    layout = (stored.get("bits", 4), str(stored.get("version", "gemm")).lower())
+    if layout != (4, "gemm") or not stored.get("zero_point", True):
+        raise ValueError(
+            f"This AWQ checkpoint has {layout[0]} bits in the layout {layout[1]!r}, zero points: "
+            f"{stored.get('zero_point', True)}; 4 bits in the layout 'gemm' with zero points are "
+            "read here."
+        )
+    config.quantization_config = {"quant_method": OWN_AWQ, "stored": stored}
+
+
+def finish_loading(model, kind: str | None) -> None:
+    """Freeze a quantised model and see to it that gradients through it are right.
+
+    On a CPU with AVX512-BF16 the 4-bit layers, in evaluation mode, repack their weight for a
+    kernel without a backward pass and go on using it in training: gradients are then wrong by
+    100 %, with one warning at most. Generating between two training steps is enough.
+    """
+    if kind is None:
+        return
+    model.requires_grad_(False)
+    if kind == "nf4":
+        from bitsandbytes.nn import Linear4bit
+
+        for module in model.modules():
+            if isinstance(module, Linear4bit):
+                module.support_avx512bf16_for_cpu = False
+
+
+# ---------------------------------------------------------------- AWQ through the own layer
+
+
+@register_quantization_config(OWN_AWQ)
+class OwnAwqConfig(QuantizationConfigMixin):
+    """Wraps the checkpoint's own description, which the loaded model gets back."""
+
+    def __init__(self, stored: dict, **_):
+        self.quant_method = OWN_AWQ
+        self.stored = stored
+
+
+@register_quantizer(OWN_AWQ)
+class OwnAwqQuantizer(HfQuantizer):
+    """Puts `AwqLinear` in the place of the linear layers; transformers then fills it by name."""
+
+    def _process_model_before_weight_loading(self, model, **_):
+        stored = self.quantization_config.stored
+        skipped = [*(stored.get("modules_to_not_convert") or []), "score"]
+        skipped = self.get_modules_to_not_convert(model, skipped, add_default_skips=True)
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, nn.Linear) and should_convert_module(name, skipped):
+                size = stored.get("group_size", 128)
+                size = layer.in_features if size == -1 else size
+                with torch.device("meta"):
+                    new = AwqLinear(
+                        layer.in_features, layer.out_features, layer.bias is not None, size
+                    )
+                model.set_submodule(name, new)
+
+    def _process_model_after_weight_loading(self, model, **_):
+        model.config.quantization_config = self.quantization_config.stored
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+# ---------------------------------------------------------------- back to plain weights
+
+
+def dense_weight(layer: nn.Module) -> torch.Tensor:
+    """The float32 weight (out, in) that a linear layer stands for, with its active LoRA updates.
+
+    Knows plain, NF4, int8 and AWQ layers, alone or inside peft's LoRA layer. Raises ValueError
+    for the AWQ library's kernels, which keep their weight in layouts of their own.
+    """
+    if isinstance(layer, LoraLayer):
+        weight = dense_weight(layer.get_base_layer())
+        if not layer.disable_adapters:
+            for name in layer.active_adapters:
+                if name in layer.lora_A:
+                    weight = weight + layer.get_delta_weight(name).float()
+        return weight
+    if isinstance(layer, AwqLinear):
+        return layer.dequantize()
+    weight = getattr(layer, "weight", None)
+    if weight is None:
+        raise ValueError(
+            "The AWQ library's kernels do not give their weights back: load the model with "
+            'device="cpu" to merge its adapter.'
+        )
+    weight = weight.detach()
+    if getattr(layer.weight, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight, layer.weight.quant_state)
+    elif getattr(layer.weight, "SCB", None) is not None:
+        weight = weight.float() * layer.weight.SCB[:, None] / 127
+    return weight.float()
+
+
+@torch.no_grad()
+def plain_copy(model):
+    """A new unquantised model with every LoRA update merged in; `model` stays as it is.
+
+    model: a transformers model, or a PeftModel. Merging into packed weights themselves would
+    round each update away or change a copy, so the weights are written out: W' = W + (a/r) B A.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = type(base.config).from_dict(base.config.to_dict())
+    for setting in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(config, setting):
+            delattr(config, setting)
+    with torch.device("meta"):
+        plain = type(base)(config)
+    plain = plain.to(base.dtype).to_empty(device=base.device)
+    for name, target in plain.named_modules():
+        source = base.get_submodule(name)
+        if isinstance(source, ModulesToSaveWrapper):
+            source = source.modules_to_save[source.active_adapters[0]]
+        for key, tensor in [
+            *target.named_parameters(recurse=False),
+            *target.named_buffers(recurse=False),
+        ]:
+            is_weight = isinstance(target, nn.Linear) and key == "weight"
+            tensor.copy_(dense_weight(source) if is_weight else getattr(source, key))
+    plain.tie_weights()  # leaving meta made two of the shared one
+    return plain.eval()
+
+
+def footprint(model) -> int:
+    """Bytes that the weights of a model take: parameters, buffers and quantisation constants.
+
+    A tensor that two layers share counts once. Example: a float32 layer of 64 x 32: 8,192.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            tensors += [t for t in state.as_dict(packed=True).values() if torch.is_tensor(t)]
+        if getattr(parameter, "SCB", None) is not None:
+            tensors.append(parameter.SCB)
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
