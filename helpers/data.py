@@ -51,6 +51,17 @@ class LoadReport:
         if len(self.problems) < MAX_PROBLEMS_KEPT:
             self.problems.append(f"{place}: {bad}")
 
+    def describe(self, shown: int = 10) -> str:
+        """What was read and what was bad, in one line and one more for each bad record shown."""
+        if not self.num_bad:
+            return f"Records: {self.num_records} read, none bad."
+        kinds = ", ".join(f"{kind} {count}" for kind, count in self.bad_by_kind.items())
+        lines = [f"Records: {self.num_records} used, {self.num_bad} bad ({kinds}):"]
+        lines += [f"  {problem}" for problem in self.problems[:shown]]
+        if self.num_bad > shown:
+            lines.append(f"  ... and {self.num_bad - shown} more")
+        return "\n".join(lines)
+
     def as_dict(self) -> dict[str, Any]:
         return {"num_records": self.num_records, "num_bad": self.num_bad,
                 "bad_by_kind": dict(self.bad_by_kind), "blank_lines": self.blank_lines,

@@ -71,7 +71,7 @@ class Entry:
             return [self._retag(turn) for turn in value]
         if not self.tags or not isinstance(value, dict):
             return value
-        names = {theirs: TAGS[tag] for tag, theirs in self.tags.items()}
+        names = {theirs: TAGS[tag] for tag, theirs in self.tags.items() if tag in TAGS}
         turn = {names.get(key, key): item for key, item in value.items()}
         if isinstance(turn.get("from"), str):
             turn["from"] = names.get(turn["from"], turn["from"])

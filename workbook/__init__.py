@@ -11,6 +11,7 @@ VERBS = {
     "run": "Run solutions and compare what they find with the published figures.",
     "eval": "Evaluate a model on a file of maths or open-book questions.",
     "grade": "Run the checks on a folder of submitted notebooks.",
+    "data": "Convert files between record formats; list the formats.",
     "progress": "Show what is done of each lesson.",
     "update": "Bring changes of the course into your copies; what you wrote stays.",
     "reset": "Start a lesson afresh; your copy is kept under another name.",

@@ -18,6 +18,8 @@ Profile = Annotated[str | None, typer.Option(help="tiny (default), small or full
 Depth = Annotated[str | None, typer.Option(help="short (default), full or smoke.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+data = typer.Typer(no_args_is_help=True)
+app.add_typer(data, name="data", help=VERBS["data"])
 
 
 def verb(name: str):
@@ -134,6 +136,44 @@ def grade(
     from workbook.grade import start_grading
 
     return start_grading(folder, csv, junit, seed, lesson)
+
+
+@data.command("convert", help="Convert a file from one record format to another.")
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="File, hub name or registry name.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=".jsonl, .json (.gz), .parquet")],
+    to: Annotated[str, typer.Option(help="Format to write; see `data formats`.")],
+    format: Annotated[str, typer.Option("--from", help="Format to read; auto guesses.")] = "auto",
+    registry: Annotated[
+        Path | None, typer.Option(help="JSON file of data sets by name, as dataset_info.json.")
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="Write prompts in this template.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a hub data set [default: train].")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many records.")] = None,
+) -> None:
+    from workbook.convert import convert_file
+
+    convert_file(
+        source,
+        out,
+        to=to,
+        format=format,
+        registry=registry,
+        template=template,
+        split=split,
+        limit=limit,
+    )
+
+
+@data.command("formats", help="List the record formats with two records of each.")
+def formats(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="As the page docs/formats.md.")
+    ] = False,
+) -> None:
+    from workbook.convert import formats_page, formats_table
+
+    print(formats_page().rstrip() if markdown else formats_table())
 
 
 @verb("progress")

@@ -109,17 +109,5 @@ def print_summary(summary: Summary, report: LoadReport, *, title: str) -> None:
     console.print(table)
     causes = ", ".join(f"{name} {count}" for name, count in summary.failure_categories.items())
     print(f"Outcomes: {causes}.")
-    print(_bad_records(report))
+    print(report.describe())
     print(f"Files: {summary.results_path} and summary.json, settings.json beside it.")
-
-
-def _bad_records(report: LoadReport) -> str:
-    if not report.num_bad:
-        return f"Records: {report.num_records} read, none bad."
-    kinds = ", ".join(f"{kind} {count}" for kind, count in report.bad_by_kind.items())
-    shown = [f"  {problem}" for problem in report.problems[:10]]
-    if report.num_bad > len(shown):
-        shown.append(f"  ... and {report.num_bad - len(shown)} more; summary.json lists the first "
-                     f"{len(report.problems)}.")
-    return "\n".join([f"Records: {report.num_records} used, {report.num_bad} bad ({kinds}):",
-                      *shown])
