@@ -146,6 +146,14 @@ class AwqLinear(nn.Linear):
         quantized.bias = None if layer.bias is None else layer.bias.detach().clone()
         return quantized
 
+    def __getattr__(self, name: str):
+        if name == "weight":
+            raise AttributeError(
+                "AWQ weights are packed and cannot take up a change: "
+                "helpers.models.merge_adapter writes a plain checkpoint with the adapter merged."
+            )
+        return super().__getattr__(name)
+
     def dequantize(self) -> torch.Tensor:
         """The weight (out_features, in_features) in float32."""
         return dequantize_awq(self.qweight, self.qzeros, self.scales, self.group_size)
