@@ -47,6 +47,7 @@ class Job:
     descriptor: int
     token: str
     deadline: float
+    place: Path  # an empty folder: the room's mount point, or the home where there is no room
     data: bytearray = field(default_factory=bytearray)
     messages: list[dict] = field(default_factory=list)
     ending: str = ""  # "finished", "refused", "timeout", "died" or "flood"
@@ -101,16 +102,19 @@ def launch(prepare: Callable, work: Callable, limits: Limits, shown: list[Path] 
     """
     read_end, write_end = os.pipe()
     token = secrets.token_hex(16)
+    place = Path(tempfile.mkdtemp(prefix="workbook-grade-"))
     grader = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
             os.close(read_end)
-            _supervise(prepare, work, limits, shown, _sender(write_end, token), write_end, grader)
+            _supervisor(grader)
+            send = _sender(write_end, token)
+            _supervise(prepare, work, limits, shown, place, send, write_end)
         finally:
             os._exit(1)
     os.close(write_end)
-    return Job(pid, read_end, token, time.monotonic() + limits.seconds + GRACE)
+    return Job(pid, read_end, token, time.monotonic() + limits.seconds + GRACE, place)
 
 
 def _sender(write_end: int, token: str) -> Callable[[dict], None]:
@@ -122,29 +126,41 @@ def _sender(write_end: int, token: str) -> Callable[[dict], None]:
     return send
 
 
-def _supervise(prepare, work, limits: Limits, shown, send, write_end: int, grader: int) -> None:
+def _supervisor(grader: int) -> None:
+    """Become a supervisor: it clears up when the grader says so, or is gone (Linux)."""
+
+    def clear_up(*_):
+        raise TimeoutError("stopped")
+
     os.setsid()
-    _die_with_parent(grader)
+    signal.signal(signal.SIGTERM, clear_up)
+    _try(room.prctl, room.DIE_WITH_PARENT, signal.SIGTERM)
+    if os.getppid() != grader:
+        os._exit(1)
+
+
+def _supervise(prepare, work, limits: Limits, shown, place: Path, send, write_end: int) -> None:
     try:
         task = prepare()
     except ValueError as error:  # Refused, or a file of the course that is not as it should be
         send({"ending": "refused", "detail": str(error)})
         return
-    place = tempfile.mkdtemp(prefix="workbook-grade-")
     try:
         if shown is None:
             _try(room.prctl, room.SUBREAPER, 1)  # what loses its parent becomes ours to end
         else:
             room.leave_namespaces()
-        pid = os.fork()
-        if pid == 0:
-            _first_process(work, task, limits, shown, Path(place), send, write_end)
-        report = _wait(pid, limits.seconds)
-        _end_all(pid)
     except OSError as error:
-        report = ("died", f"no room: {error.strerror or error}")
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+        send({"ending": "died", "detail": error.strerror})
+        return
+    pid = os.fork()
+    if pid == 0:
+        _first_process(work, task, limits, shown, place, send, write_end)
+    try:
+        report = _wait(pid, limits.seconds)
+    except TimeoutError:
+        report = ("died", "stopped")
+    _end_all(pid)
     send({"ending": report[0], "detail": report[1]})
 
 
@@ -155,18 +171,12 @@ def _try(function: Callable, *arguments) -> None:
         pass
 
 
-def _die_with_parent(parent: int) -> None:
-    """End when the parent ends, however it does (Linux)."""
-    _try(room.prctl, room.DIE_WITH_PARENT, signal.SIGKILL)
-    if parent != 1 and os.getppid() != parent:
-        os._exit(1)
-
-
 def _first_process(work, task, limits, shown, place: Path, send, write_end: int) -> None:
     """Become process 1 of the room and run the work in process 2; its end is our end.
 
     Process 1 holds no code of the submission, so nothing in the room can keep it from ending.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         if shown is not None:
             room.enter(shown, place, limits.disk_mb)
@@ -259,21 +269,16 @@ def _wait(pid: int, seconds: float) -> tuple[str, str]:
 
 
 def _end_all(pid: int) -> None:
-    """End the first process (and with it a room), its session, and what was adopted from it."""
-    for target in (pid, *_descendants(os.getpid())):
-        for kill in (os.killpg, os.kill):
-            try:
-                kill(target, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
+    """End every process below this one; with the first process of a room its others end, too."""
     for _ in range(500):
+        for target in _descendants(os.getpid()) or [pid]:  # without /proc its group must do
+            for kill in (os.killpg, os.kill):
+                _try(kill, target, signal.SIGKILL)
         try:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
                 time.sleep(0.01)
         except ChildProcessError:
             return
-        for target in _descendants(os.getpid()):
-            _try(os.kill, target, signal.SIGKILL)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -291,6 +296,15 @@ def _descendants(pid: int) -> list[int]:
         found += below
         waiting += below
     return found
+
+
+def _has_ended(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def finish(jobs: list[Job]) -> list[Job]:
@@ -321,9 +335,12 @@ def stop(jobs: list[Job]) -> None:
 
 def _close(job: Job, ending: str, detail: str) -> None:
     """End a job's supervisor, whose room ends with it, and sort what was said."""
-    _try(os.kill, job.pid, signal.SIGKILL)
-    os.waitpid(job.pid, 0)
     os.close(job.descriptor)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        _try(os.kill, job.pid, number)
+        if _has_ended(job.pid, GRACE):
+            break
+    shutil.rmtree(job.place, ignore_errors=True)
     said = bytes(job.data[:MOST_SAID])
     for line in said.splitlines():
         token, _, text = line.partition(b" ")
