@@ -146,16 +146,14 @@ def blank_source(source: str, where: str = "cell") -> str:
     return "\n".join(lines)
 
 
-def lesson_notebook(source: Source) -> nbformat.NotebookNode:
-    """The notebook that a learner opens."""
+def marked_notebook(source: Source) -> nbformat.NotebookNode:
+    """The lesson with its solutions still between their marks: what nbgrader takes as a source."""
     cells = []
     for cell in source.notebook.cells:
         if "solution-only" in cell.metadata.get("tags", []):
             continue
         cell = nbformat.from_dict(dict(cell))
-        if exercise_of(cell):
-            cell.source = blank_source(cell.source)
-        elif cell.cell_type == "code":
+        if cell.cell_type == "code" and not exercise_of(cell):
             cell.source = BLANKED.sub(r'\1(\2, "?"', cell.source)
         cells.append(cell)
     first_code = next((i for i, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
@@ -163,6 +161,24 @@ def lesson_notebook(source: Source) -> nbformat.NotebookNode:
     notebook = nbformat.from_dict(dict(source.notebook))
     notebook.cells = cells
     return notebook
+
+
+def lesson_notebook(source: Source) -> nbformat.NotebookNode:
+    """The notebook that a learner opens."""
+    notebook = marked_notebook(source)
+    for cell in notebook.cells:
+        if exercise_of(cell):
+            cell.source = blank_source(cell.source)
+    return notebook
+
+
+def write_for_nbgrader(folder: Path, lessons=("all",)) -> list[Path]:
+    """Write lessons as sources of an nbgrader course: `folder`/source/NN_name/NN_name.ipynb."""
+    written = []
+    for path in sources() if "all" in lessons else [find_source(name) for name in lessons]:
+        written.append(folder / "source" / path.stem / f"{path.stem}.ipynb")
+        write_text(written[-1], to_text(marked_notebook(read_source(path))))
+    return written
 
 
 def guard_cell() -> nbformat.NotebookNode:

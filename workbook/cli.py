@@ -211,11 +211,19 @@ def build(
         bool, typer.Option("--check", help="Write nothing; name what differs.")
     ] = False,
     execute: Annotated[bool, typer.Option("--execute", help="Execute the solutions too.")] = False,
+    nbgrader: Annotated[
+        Path | None, typer.Option(help="Write the lessons as sources of this nbgrader course.")
+    ] = None,
     profile: Profile = None,
     depth: Depth = None,
 ) -> int:
     from workbook.build import build as build_lessons
+    from workbook.build import write_for_nbgrader
 
+    if nbgrader:
+        for path in write_for_nbgrader(nbgrader, lessons or ["all"]):
+            print(path)
+        return 0
     problems = build_lessons(check, execute, lessons or ["all"], profile=profile, depth=depth)
     for problem in problems:
         print(problem, file=sys.stderr)

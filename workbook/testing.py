@@ -30,7 +30,7 @@ def run_tests(everything: bool = False) -> int:
 def marks(everything: bool) -> str:
     """The pytest mark expression: `--all` leaves out engines only where none is installed."""
     if not everything:
-        return "not browser and not engines and not solutions"
+        return "not browser and not engines and not interop and not solutions"
     engines = any(importlib.util.find_spec(name) for name in ENGINES)
     return "" if engines else "not engines"
 
