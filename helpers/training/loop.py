@@ -46,16 +46,17 @@ def run_training(
             unit="step",
             disable=not (settings.progress and loop.accelerator.is_main_process),
         )
-        with bar, _training_mode(model, settings), _interrupt_flag() as interrupted:
-            while not loop.ended:
-                record = loop.take_step(interrupt=interrupted.is_set())
-                folder.log(run, record, is_main=loop.accelerator.is_main_process)
-                bar.update()
-                for callback in callbacks:
-                    callback(run, record)
-                if settings.save_every and loop.step % settings.save_every == 0:
-                    folder.save(loop)
-        folder.close(loop, run)
+        with _interrupt_flag() as interrupted:
+            with bar, _training_mode(model, settings):
+                while not loop.ended:
+                    record = loop.take_step(interrupt=interrupted.is_set())
+                    folder.log(run, record, is_main=loop.accelerator.is_main_process)
+                    bar.update()
+                    for callback in callbacks:
+                        callback(run, record)
+                    if settings.save_every and loop.step % settings.save_every == 0:
+                        folder.save(loop)
+            folder.close(loop, run)
     loop.accelerator.free_memory()
     return run
 
@@ -101,7 +102,7 @@ class Loop:
         lr = self.settings.lr * schedule_factor(self.step, self.total, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        sums, normalizer, bad_rows = self._gradients(self.plan.rows(self.step), interrupt)
+        sums, normalizer, bad_rows = self.gradients(self.plan.rows(self.step), interrupt)
         loss, wants_stop = sums.pop("loss"), sums.pop("interrupt") > 0
         grad_norm, problem = self._update(loss)
         self.step += 1
@@ -123,7 +124,7 @@ class Loop:
         self._note(problem, bad_rows, wants_stop)
         return record
 
-    def _gradients(self, rows: Sequence[int], interrupt: bool) -> tuple[dict, float, list[int]]:
+    def gradients(self, rows: Sequence[int], interrupt: bool) -> tuple[dict, float, list[int]]:
         """Add up the gradients of a step over its micro-batches and processes.
 
         Returns the sums of the metrics, the normaliser, and the examples whose loss is not finite.
@@ -147,9 +148,11 @@ class Loop:
             with nullcontext() if is_last else accelerator.no_sync(self.wrapped):
                 with self.autocast():
                     loss, extra = method.loss(self.wrapped, batch, normalizer)
+                if not loss.requires_grad:
+                    raise ValueError("The loss has no gradient: it does not depend on the model.")
                 # Times the processes, because the reduction takes the mean over them.
                 accelerator.backward(loss * times)
-            for name, value in {"loss": loss, **extra}.items():
+            for name, value in {"loss": loss.detach(), **extra}.items():
                 sums[name] = sums.get(name, 0.0) + (float(value) if own else 0.0)
             if own and not torch.isfinite(loss):
                 bad_rows += pieces[place] if len(pieces) == len(batches) else []
@@ -178,7 +181,7 @@ class Loop:
             warnings.warn(
                 f"Step {self.step} was skipped: {problem}{where}; the weights stay.", stacklevel=4
             )
-        if wants_stop:
+        if wants_stop and self.step < self.total:
             self.stopped = "interrupted"
         elif self.skipped_in_a_row >= self.settings.max_bad_steps:
             self.stopped = f"{self.skipped_in_a_row} steps in a row were skipped: {problem}"
@@ -227,6 +230,7 @@ class Loop:
             "processes": self.accelerator.num_processes,
             "trained_parameters": sum(p.numel() for p in self.parameters.values()),
             "examples": self.method.report,
+            "eval_examples": self.held_out and self.held_out.report,
         }
 
     def autocast(self):

@@ -68,12 +68,16 @@ def checked_functions(
 def text_of(example: Mapping[str, Any], column: str, row: int) -> str:
     """A text column of an example.
 
-    Raises ValueError where the column is missing: then all examples are of another kind.
+    Raises ValueError where the column is missing or holds no text: data of another kind.
     """
     if column not in example:
         raise ValueError(
             f"Row {row} of the data has {', '.join(map(str, example)) or 'no fields'}, "
             f"but {column} is needed."
+        )
+    if not isinstance(example[column], str):
+        raise ValueError(
+            f"Row {row} of the data: {column} holds {example[column]!r}, which is no text."
         )
     return example[column]
 

@@ -60,11 +60,13 @@ def train_reward_model(
     chosen = checked_functions(functions or {}, FUNCTIONS)
     max_length = settings.max_length or longest_sequence(model)
     method = RewardModelling(data, tokenizer, settings, chosen, max_length)
-    held_out = eval_data and RewardModelling(eval_data, tokenizer, settings, chosen, max_length)
+    held_out = None
+    if eval_data is not None:
+        held_out = RewardModelling(eval_data, tokenizer, settings, chosen, max_length)
     identity = identity_of("reward", settings, method.digest, chosen)
     folder = RunFolder(out_dir, identity=identity, tokenizer=tokenizer, resume=resume)
     return run_training(
-        model, method, settings, held_out=held_out or None, folder=folder, callbacks=callbacks
+        model, method, settings, held_out=held_out, folder=folder, callbacks=callbacks
     )
 
 

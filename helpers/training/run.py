@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from peft import PeftModel
 
 from helpers.evaluation import write_json, write_jsonl
 from helpers.training import checkpoint
 from helpers.training.checkpoint import fingerprint, hash_of
 
 METRICS, SUMMARY, SETTINGS = "metrics.jsonl", "summary.json", "settings.json"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, MODELS = "checkpoints", ("model", "adapter")
 # Settings that change no weight: with others of these it is still the same run.
 FREE_SETTINGS = ("progress", "save_every")
 
@@ -106,20 +107,35 @@ class RunFolder:
         start = fingerprint(loop.parameters)
         stored = self._stored()
         if stored is not None:
-            why = self._why_another(stored, start) if self.resume else "resume=False"
+            why = self._why_another(stored, start) if self.resume else "resume=False was given"
             if not why:
                 return
-            aside = _free_name(self.path)
-            os.replace(self.path, aside)
-            warnings.warn(f"{self.path} held another run ({why}); it is now {aside}.", stacklevel=6)
+            self._set_aside(why)
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / SETTINGS, {**self.identity, "start": start})
 
     def _stored(self) -> dict[str, Any] | None:
+        """The settings of the run that is in the folder; None where there is none."""
         try:
-            return json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+            stored = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except json.JSONDecodeError:
+            stored = {}
+        if "start" not in stored:
+            raise ValueError(
+                f"{self.path} holds a {SETTINGS} that is not of a training: give another folder."
+            )
+        return stored
+
+    def _set_aside(self, why: str) -> None:
+        """Move the files of the run that is in the folder, and no others."""
+        aside = _free_name(self.path)
+        aside.mkdir()
+        for name in (CHECKPOINTS, METRICS, SUMMARY, *MODELS, SETTINGS):
+            if (self.path / name).exists():
+                os.replace(self.path / name, aside / name)
+        warnings.warn(f"{self.path} held another run ({why}); it is now {aside}.", stacklevel=7)
 
     def _why_another(self, stored: dict[str, Any], start: str) -> str:
         """What differs between the stored run and this one; empty where it is the same."""
@@ -144,10 +160,10 @@ class RunFolder:
 
     def _save_model(self, model) -> str:
         """The model or adapter in the hub's own format, with its tokenizer; renamed into place."""
-        is_adapter = hasattr(getattr(model, "model", None), "peft_config") or hasattr(
-            model, "peft_config"
+        is_adapter = isinstance(model, PeftModel) or isinstance(
+            getattr(model, "model", None), PeftModel
         )
-        final = self.path / ("adapter" if is_adapter else "model")
+        final = self.path / MODELS[is_adapter]
         beside = final.with_name(f".{final.name}.{os.getpid()}")
         model.save_pretrained(beside)
         self.tokenizer.save_pretrained(beside)

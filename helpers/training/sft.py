@@ -68,11 +68,13 @@ def train_sft(
     chosen = checked_functions(functions or {}, FUNCTIONS)
     max_length = settings.max_length or longest_sequence(model)
     method = SFT(data, tokenizer, settings, chosen, max_length)
-    held_out = eval_data and SFT(eval_data, tokenizer, settings, chosen, max_length)
+    held_out = None
+    if eval_data is not None:
+        held_out = SFT(eval_data, tokenizer, settings, chosen, max_length)
     identity = identity_of("sft", settings, method.digest, chosen)
     folder = RunFolder(out_dir, identity=identity, tokenizer=tokenizer, resume=resume)
     return run_training(
-        model, method, settings, held_out=held_out or None, folder=folder, callbacks=callbacks
+        model, method, settings, held_out=held_out, folder=folder, callbacks=callbacks
     )
 
 
@@ -90,9 +92,9 @@ class SFT(Method):
     name, unit = "sft", "tokens"
 
     def __init__(self, data, tokenizer, settings: SFTSettings, functions, max_length: int):
-        self.pad = (
-            tokenizer.eos_token_id if tokenizer.pad_token_id is None else (tokenizer.pad_token_id)
-        )
+        self.pad = tokenizer.pad_token_id
+        if self.pad is None:
+            self.pad = tokenizer.eos_token_id
         self.packed = settings.batching == "packed"
         self.loss_function = functions["sft_loss"]
         tokenize = functions["tokenize_prompt_and_response"]
@@ -126,6 +128,10 @@ class SFT(Method):
         loss = self.loss_function(
             scores["log_probs"], batch["response_mask"], normalizer=normalizer
         )
+        if loss.dim():
+            raise ValueError(
+                f"sft_loss must return one number, but returned a tensor {tuple(loss.shape)}."
+            )
         return loss, {}
 
 

@@ -1,0 +1,158 @@
+"""helpers.training: a run that is killed anywhere goes on to the same weights, bit for bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.models import LoraSettings, load_model, load_reward_model
+from helpers.training import RewardSettings, SFTSettings, train_reward_model, train_sft
+
+WORDS = "Nora has 12 apples and buys 30 more .".split()
+LORA = LoraSettings(rank=4, dropout=0.1)  # dropout draws from the random states
+
+
+def examples(count=10):
+    rng = random.Random(0)
+    text = [" ".join(rng.choices(WORDS, k=rng.randint(2, 9))) for _ in range(3 * count)]
+    names = ("prompt", "response", "rejected")
+    return [dict(zip(names, text[i::count], strict=True)) for i in range(count)]
+
+
+def train(method, folder, out, *, callbacks=(), lora=LORA, **changes):
+    options = {"num_epochs": 2, "batch_size": 4, "micro_batch_size": 3, "lr": 1e-2,
+               "save_every": 2, "progress": False, "schedule": "cosine"} | changes
+    load, run, kind = {
+        "sft": (load_model, train_sft, SFTSettings),
+        "reward": (load_reward_model, train_reward_model, RewardSettings),
+    }[method]
+    model, tokenizer = load(folder, lora=lora, device="cpu")
+    data = [row | {"chosen": row["response"]} for row in examples()]
+    return run(model, data, kind(**options), tokenizer=tokenizer, out_dir=out, callbacks=callbacks)
+
+
+def weights(run):
+    return {name: p.detach() for name, p in run.model.named_parameters() if p.requires_grad}
+
+
+def assert_same(run, other):
+    for name, tensor in weights(run).items():
+        assert torch.equal(tensor, weights(other)[name]), name
+    plain = [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics]
+    assert plain == [{k: v for k, v in row.items() if k != "seconds"} for row in other.metrics]
+
+
+def die_at_line(number, total):
+    """Kill this process at a line of those that write and read the run's files, by its number."""
+
+    def trace(frame, event, _):
+        if not frame.f_code.co_filename.endswith(("training/checkpoint.py", "training/run.py")):
+            return None
+        total.value += event == "line"
+        if total.value == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+
+
+def in_child(method, folder, out, kill_at):
+    """A run in a forked child that is killed at a line; returns (exit code, lines executed)."""
+    context = multiprocessing.get_context("fork")
+    total = context.Value("i", 0, lock=False)
+
+    def body():
+        die_at_line(kill_at, total)
+        train(method, folder, out)
+
+    child = context.Process(target=body)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork of a process with threads
+        child.start()
+    child.join(60)
+    return child.exitcode, total.value
+
+
+@pytest.mark.parametrize("method, kills", [("sft", 8), ("reward", 2)])
+def test_killed_anywhere_it_goes_on_to_the_same_weights(method, kills, tiny_folder, tmp_path):
+    whole = train(method, tiny_folder, None)
+    code, lines = in_child(method, tiny_folder, tmp_path / "whole", -1)
+    assert code == 0 and lines > 200
+    for kill_at in np.linspace(lines * 0.25, lines - 2, kills).astype(int):
+        out = tmp_path / str(kill_at)
+        assert in_child(method, tiny_folder, out, kill_at)[0] == -signal.SIGKILL
+        resumed = train(method, tiny_folder, out)
+        assert_same(resumed, whole)
+        logged = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+        assert logged == resumed.metrics
+        assert json.loads((out / "summary.json").read_text())["status"] == "finished"
+        assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000006"]
+
+
+def test_an_interrupt_ends_after_the_step_and_the_run_goes_on_later(tiny_folder, tmp_path):
+    def stop_button(run, record):
+        if record["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    part = train("sft", tiny_folder, tmp_path / "a", callbacks=[stop_button], save_every=None)
+    assert part.summary["status"] == "interrupted" and part.summary["steps"] == 4
+    assert not part.model.training
+    assert (tmp_path / "a/adapter/adapter_model.safetensors").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    whole = train("sft", tiny_folder, None)
+    assert_same(train("sft", tiny_folder, tmp_path / "a"), whole)
+
+
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_run(tiny_folder):
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    train("sft", tiny_folder, None, max_steps=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+def test_a_finished_run_is_returned_at_once(tiny_folder, tmp_path):
+    first = train("reward", tiny_folder, tmp_path / "a")
+    seen = []
+    again = train("reward", tiny_folder, tmp_path / "a", callbacks=[lambda *a: seen.append(a)])
+    assert not seen
+    assert_same(again, first)
+    assert again.summary["steps"] == 6
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"lr": 2e-2}, "its settings differ"),
+    ({"seed": 1}, "its settings differ"),
+    ({"lora": LoraSettings(rank=4, seed=9)}, "other weights"),
+])
+def test_the_files_of_another_run_are_set_aside(change, named, tiny_folder, tmp_path):
+    first = train("sft", tiny_folder, tmp_path / "a", max_steps=2)
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    with pytest.warns(UserWarning, match=named):
+        train("sft", tiny_folder, tmp_path / "a", max_steps=2, **change)
+    kept = [json.loads(line) for line in (tmp_path / "a-before-1" / "metrics.jsonl").open()]
+    assert kept == first.metrics
+    assert (tmp_path / "a-before-1" / "adapter").is_dir()
+    assert (tmp_path / "a" / "notes.txt").exists()
+
+
+def test_a_folder_that_is_not_of_a_run_is_left_alone(tiny_folder, tmp_path):
+    (tmp_path / "settings.json").write_text('{"model": "x"}')
+    with pytest.raises(ValueError, match="not of a training"):
+        train("sft", tiny_folder, tmp_path)
+    assert (tmp_path / "settings.json").read_text() == '{"model": "x"}'
+
+
+def test_a_checkpoint_holds_no_pickle(tiny_folder, tmp_path):
+    train("sft", tiny_folder, tmp_path / "a", max_steps=2)
+    names = {path.suffix for path in (tmp_path / "a" / "checkpoints").rglob("*.*")}
+    assert names == {".json", ".safetensors"}
