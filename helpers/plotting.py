@@ -260,6 +260,33 @@ def best_of_n_curves(
     return _finish(figure, axes, title)
 
 
+def counts_grid(counts: Mapping[str, Mapping[str, tuple[int, int]]], *, title: str) -> Figure:
+    """A cell for each row and column, "3 of 4", darker for a larger share; none is left white.
+
+    Example: `counts_grid({"hedging": {"weak": (6, 6), "strict": (0, 6)}}, title="...")`
+    """
+    columns = list(dict.fromkeys(name for row in counts.values() for name in row))
+    shares = np.array([[_share(row.get(name)) for name in columns] for row in counts.values()])
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.0 + 0.32 * len(counts)))
+    axes.imshow(shares, cmap="Oranges", vmin=0, vmax=1.25, aspect="auto")
+    for y, row in enumerate(counts.values()):
+        for x, name in enumerate(columns):
+            text = "{} of {}".format(*row[name]) if name in row else "–"
+            axes.text(x, y, text, ha="center", va="center", fontsize=10, color="#1c1f24")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(counts)), list(counts))
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    finished = _finish(figure, axes, title, legend=False)
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    return finished
+
+
+def _share(count: tuple[int, int] | None) -> float:
+    return count[0] / max(count[1], 1) if count else 0.0
+
+
 def frontier(
     points: Mapping[str, tuple[float, Interval]],
     *,

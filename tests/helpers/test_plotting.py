@@ -102,3 +102,12 @@ def test_a_long_title_is_wrapped_inside_the_figure(tmp_path):
     figure = plotting.rates_with_intervals(RATES, title="a long finding " * 12)
     draw(figure, tmp_path)
     assert "\n" in figure.get_suptitle()
+
+
+def test_a_grid_of_counts_shows_each_count_and_shades_by_share(tmp_path):
+    counts = {"hedging": {"weak": (3, 4), "strict": (0, 4)}, "echo": {"weak": (2, 2)}}
+    axes = draw(plotting.counts_grid(counts, title="t"), tmp_path)
+    assert [text.get_text() for text in axes.texts] == ["3 of 4", "0 of 4", "2 of 2", "–"]
+    assert axes.images[0].get_array().tolist() == [[0.75, 0.0], [1.0, 0.0]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["weak", "strict"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["hedging", "echo"]
