@@ -130,9 +130,10 @@ def from_hh(record: dict) -> dict:
     first, second = _hh_turns(chosen), _hh_turns(rejected)
     if first[:-1] != second[:-1]:
         raise BadRecord("wrong_turns", "the transcripts differ before their last turn")
-    return different({"turns": _ending_with_user(first[:-1]),
-                      "chosen": _answer(first[-1], "chosen"),
-                      "rejected": _answer(second[-1], "rejected")})
+    pair = {"chosen": _answer(first[-1], "chosen"), "rejected": _answer(second[-1], "rejected")}
+    for name in pair:
+        field_text(pair, name)  # some transcripts end in an empty answer
+    return different({"turns": _ending_with_user(first[:-1]), **pair})
 
 
 def _hh_turns(transcript: str) -> list[dict]:
@@ -148,13 +149,13 @@ def _hh_turns(transcript: str) -> list[dict]:
 
 def from_messages(record: dict) -> dict:
     turns = _turns(record, "messages", "role", "content")
-    return {"turns": _ending_with_user(turns[:-1]), "response": _answer(turns[-1], "messages")}
+    return {"response": _answer(turns[-1], "messages"), "turns": _ending_with_user(turns[:-1])}
 
 
 def from_sharegpt(record: dict) -> dict:
     turns = _system_turn(record) + _turns(record, "conversations", "from", "value")
-    return {"turns": _ending_with_user(turns[:-1]),
-            "response": _answer(turns[-1], "conversations")}
+    return {"response": _answer(turns[-1], "conversations"),
+            "turns": _ending_with_user(turns[:-1])}
 
 
 def from_sharegpt_preference(record: dict) -> dict:

@@ -4,23 +4,15 @@ Each format is one small function from a raw record to a row, or a `BadRecord` t
 sentence what is wrong. `FORMATS` lists them in the order in which they are guessed. Two records of
 each stand in `formats.yaml`; docs/formats.md shows them.
 
-Rows have one of these sets of columns:
-
-| kind | columns |
-|---|---|
-| maths | question, answer, gold_answer |
-| qa | question, passages, answers |
-| supervised | prompt or turns, response |
-| preference | prompt or turns, chosen, rejected |
-| unpaired | prompt, completion, label |
-| prompt | prompt |
-
-`turns` is a conversation up to the answer: [{"role": "user", "content": ...}, ...]. From it
+`COLUMNS` says which columns each kind of row has. Chats have `turns` in place of the
+prompt: the conversation up to the answer, [{"role": "user", "content": ...}, ...]; from it
 `helpers.conversation.with_prompt` makes the prompt.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from functools import cache
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +31,15 @@ from helpers.fields import (
     zero_or_one,
 )
 from helpers.rewards import normalize_answer, parse_number
+
+COLUMNS = {
+    "maths": ("question", "answer", "gold_answer"),
+    "qa": ("question", "passages", "answers"),
+    "supervised": ("prompt", "response"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "unpaired": ("prompt", "completion", "label"),
+    "prompt": ("prompt",),
+}
 
 # ---------------------------------------------------------------- preferences
 
@@ -92,7 +93,7 @@ def _from_shp(record: dict) -> dict:
 def _from_stack_exchange(record: dict) -> dict:
     """The answers of highest and lowest pm_score; the others of that question are not used.
 
-    Of equal ones the answer that the asker selected stands first.
+    Of equal ones the answer that the asker selected stands first. The texts are HTML.
     """
     answers = present(record, "answers")
     try:
@@ -102,9 +103,51 @@ def _from_stack_exchange(record: dict) -> dict:
                                       "pm_score and selected") from None
     if len(ranked) < 2 or ranked[0]["pm_score"] == ranked[-1]["pm_score"]:
         raise BadRecord("equal_responses", f"the {len(ranked)} answers have one pm_score")
-    return different({"prompt": field_text(record, "question"),
-                      "chosen": field_text(ranked[-1], "text"),
-                      "rejected": field_text(ranked[0], "text")})
+    return different({"prompt": _html_text(record, "question"),
+                      "chosen": _html_text(ranked[-1], "text"),
+                      "rejected": _html_text(ranked[0], "text")})
+
+
+def _html_text(record: dict, name: str) -> str:
+    html = field_text(record, name)
+    try:
+        return field_text({name: plain_text(html)}, name)
+    except AssertionError:  # the parser's own, for broken marked sections such as "<![a["
+        raise BadRecord("bad_html", f"the field {name} holds broken HTML") from None
+
+
+def plain_text(html: str) -> str:
+    """The text of a piece of HTML, with a blank line between its paragraphs.
+
+    A model that is trained on the tags learns to write them.
+
+    Example:
+        >>> plain_text("<p>Is 1 &lt; 2?</p><ul><li>yes</li><li><b>no</b></li></ul>")
+        'Is 1 < 2?\\n\\nyes\\nno'
+    """
+    parser = _Text()
+    parser.feed(html)
+    parser.close()
+    return re.sub(r"\n{3,}", "\n\n", "".join(parser.parts)).strip()
+
+
+class _Text(HTMLParser):
+    """Collects the texts between tags, and line ends for the tags that end a block."""
+
+    BLOCKS = ("p", "pre", "blockquote", "ul", "ol", "h1", "h2", "h3")
+
+    def __init__(self):
+        super().__init__()
+        self.parts: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+    def handle_starttag(self, tag: str, attrs) -> None:
+        self.parts.append("\n" if tag in ("br", "hr") else "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.parts.append("\n\n" if tag in self.BLOCKS else "\n" if tag == "li" else "")
 
 
 # ---------------------------------------------------------------- plain texts, maths, questions

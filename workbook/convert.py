@@ -11,13 +11,9 @@ from helpers.conversion import TARGETS, check_target, unread_fields, write_recor
 from helpers.data import LoadReport, Read, check_usable, read_rows
 from helpers.fields import BadRecord
 from helpers.files import check_written, write_records
-from helpers.formats import FORMATS, examples
+from helpers.formats import COLUMNS, FORMATS, examples
 from helpers.prompts import render
 from helpers.registry import HUB_SETS, find_entry, load_registry
-
-COLUMNS = {"maths": "question, answer, gold_answer", "qa": "question, passages, answers",
-           "supervised": "prompt, response", "preference": "prompt, chosen, rejected",
-           "unpaired": "prompt, completion, label", "prompt": "prompt"}
 
 
 @dataclass
@@ -103,7 +99,7 @@ def formats_table() -> str:
     for name, example in examples().items():
         written = "; can be written" if name in TARGETS else ""
         parts.append(f"{name}: {example['about']}\n"
-                     f"  becomes {COLUMNS[FORMATS[name].kind]}{written}\n"
+                     f"  becomes {_columns(name)}{written}\n"
                      + "\n".join(f"  {_line(record)}" for record in example["records"]))
     return "\n".join(parts)
 
@@ -123,8 +119,12 @@ def formats_page() -> str:
 def _table_row(name: str) -> str:
     known = FORMATS[name]
     fields = ", ".join([*known.fields, *(f"({field})" for field in known.optional)])
-    return (f"| [{name}](#{name}) | {fields} | {COLUMNS[known.kind]} | "
+    return (f"| [{name}](#{name}) | {fields} | {_columns(name)} | "
             f"{'yes' if name in TARGETS else ''} | {examples()[name]['about']} |")
+
+
+def _columns(name: str) -> str:
+    return ", ".join(COLUMNS[FORMATS[name].kind])
 
 
 def _line(record: dict) -> str:
