@@ -16,8 +16,8 @@
         fn(f"{rng.random()} or 1,000")
 
 A name goes on with "Your function ..." and says what it does. Where one function can hold several
-mistakes, keywords switch them on; this registers each, every pair as combined, and the function
-without a switch as a variant:
+mistakes, keywords switch them on; this registers each, and every pair as combined. Without a
+switch the function must be right:
 
     @switches("last_number",
               first=("takes the first number", "re.search stops at the first match."),
@@ -52,6 +52,7 @@ class ExerciseMistakes:
 
     mistakes: list[Mistake] = field(default_factory=list)
     variants: list[Callable] = field(default_factory=list)
+    bases: list[Callable] = field(default_factory=list)
     combined: list[tuple[frozenset[str], Callable]] = field(default_factory=list)
     probes: list[Callable] = field(default_factory=list)
 
@@ -97,7 +98,7 @@ def switches(exercise: str, **named: tuple[str, str]) -> Callable:
     """Register a function whose keywords each switch on one mistake: keyword=(name, hint)."""
 
     def register(function):
-        variant(exercise)(function)
+        _of(exercise).bases.append(function)
         for keyword, (name, hint) in named.items():
             mistake(exercise, name, hint=hint)(functools.partial(function, **{keyword: True}))
         for first, second in combinations(named, 2):

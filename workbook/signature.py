@@ -6,6 +6,7 @@ given only where exactly one mistake agrees with the learner's function everywhe
 gradients, in what it raises. A wrong name is worse than none.
 """
 
+import functools
 import inspect
 import random
 from collections.abc import Callable, Iterator
@@ -51,21 +52,29 @@ def record(tests: list, probes: list, reference, seed: int) -> Fixtures:
     return Fixtures(calls, [], seed)
 
 
-def outcomes(function, fixtures: Fixtures, after=lambda: None) -> Iterator[tuple]:
-    """What the function does on each fixture: ("value", result, gradients) or ("raises", type).
+def uses(fixtures: Fixtures) -> Iterator[Callable]:
+    """For each fixture a `use(function, after)`, which says what the function does on it.
 
-    after: called behind each call, to put back what learner code has patched.
+    That is ("value", result, gradients) or ("raises", type).
+    after: called behind the call, to put back what learner code has patched.
     """
     for args, kwargs in fixtures.calls:
-        given = copied(args), copied(kwargs)
-        yield _outcome(lambda given=given: function(*given[0], **given[1]), given, fixtures, after)
+        yield functools.partial(_call, args, kwargs, fixtures.seed)
     for probe in fixtures.probes:
-        rng = random.Random(fixtures.seed)
-        yield _outcome(lambda p=probe, r=rng: p(function, r), (), fixtures, after)
+        yield functools.partial(_probe, probe, fixtures.seed)
 
 
-def _outcome(call: Callable, given: tuple, fixtures: Fixtures, after: Callable) -> tuple:
-    _seed(fixtures.seed)
+def _call(args: tuple, kwargs: dict, seed: int, function, after=asserts.nothing) -> tuple:
+    args, kwargs = copied(args), copied(kwargs)
+    return _outcome(lambda: function(*args, **kwargs), (args, kwargs), seed, after)
+
+
+def _probe(probe: Callable, seed: int, function, after=asserts.nothing) -> tuple:
+    return _outcome(lambda: probe(function, random.Random(seed)), (), seed, after)
+
+
+def _outcome(call: Callable, given: tuple, seed: int, after: Callable) -> tuple:
+    _seed(seed)
     before = settings()
     try:
         result = call()
@@ -105,24 +114,25 @@ def _gradients(result, given: list[torch.Tensor]) -> list | None:
 
 
 def name_mistake(
-    function, reference, mistakes: list[Mistake], fixtures: Fixtures, after=lambda: None
+    function, reference, mistakes: list[Mistake], fixtures: Fixtures, after=asserts.nothing
 ) -> Mistake | None:
     """The one named mistake that does what the function does on every fixture, else None."""
-    right = list(outcomes(reference, fixtures))
-    candidates = [(each, list(outcomes(each.function, fixtures))) for each in mistakes]
-    candidates = [(each, found) for each, found in candidates if not same(found, right)]
-    for index, seen in enumerate(outcomes(function, fixtures, after)):
-        candidates = [pair for pair in candidates if same(pair[1][index], seen)]
+    candidates, differs = list(mistakes), False
+    for use in uses(fixtures):
+        seen = use(function, after)
+        candidates = [each for each in candidates if same(use(each.function), seen)]
         if not candidates:
             return None
-    return candidates[0][0] if len(candidates) == 1 else None
+        differs = differs or not same(use(reference), seen)
+    return candidates[0] if differs and len(candidates) == 1 else None
 
 
-def depends_on(function, references: list, fixtures: Fixtures, after=lambda: None) -> bool:
+def depends_on(function, references: list, fixtures: Fixtures, after=asserts.nothing) -> bool:
     """Whether the function does something else once the references are out of work."""
-    before = list(outcomes(function, fixtures, after))
+    before = [use(function, after) for use in uses(fixtures)]
     with out_of_work(references):
-        return not same(list(outcomes(function, fixtures, after)), before)
+        return not all(same(use(function, after), seen)
+                       for use, seen in zip(uses(fixtures), before, strict=True))
 
 
 @contextmanager

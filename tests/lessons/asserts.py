@@ -94,11 +94,11 @@ def call_text(name: str, args: tuple, kwargs: dict) -> str:
     return f"{name}({', '.join(shown)})"
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """What follows a call in the tests; in a check it puts patched libraries back."""
 
 
-def watch(fn, after=_nothing):
+def watch(fn, after=nothing):
     """Wrap a function so that its last call is known to the assertions; a class stays as it is.
 
     A call also fails the property at hand when it changes its arguments or a setting of the
