@@ -59,19 +59,25 @@ class LessonQuestions(BaseModel):
     questions: dict[str, Question]
 
 
+def lesson_questions(lesson: str) -> dict[str, Question]:
+    """The questions of a lesson by name; none where the lesson has no file of them.
+
+    Raises: CourseFileError for a file that is not as it should be.
+    """
+    path = course_root() / "workbook" / "questions" / f"{lesson}.yaml"
+    return read_course_file(path, LessonQuestions).questions if path.exists() else {}
+
+
 def find_question(name: str) -> Question:
     """The question "01-2" of lesson 01.
 
-    Raises: CourseFileError for a question or a file that is not there.
+    Raises: CourseFileError for a question that is not there.
     """
     lesson = name.partition("-")[0]
-    path = course_root() / "workbook" / "questions" / f"{lesson}.yaml"
-    if not path.exists():
-        raise CourseFileError(f'There is no question "{name}": lesson {lesson} has no questions.')
-    questions = read_course_file(path, LessonQuestions).questions
+    questions = lesson_questions(lesson)
     if name not in questions:
-        known = ", ".join(questions)
-        raise CourseFileError(f'There is no question "{name}"; lesson {lesson} has {known}.')
+        known = f"has {', '.join(questions)}" if questions else "has no questions"
+        raise CourseFileError(f'There is no question "{name}"; lesson {lesson} {known}.')
     return questions[name]
 
 

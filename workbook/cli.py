@@ -178,7 +178,7 @@ def formats(
 
 @verb("progress")
 def progress() -> None:
-    from workbook.progress import show
+    from workbook.dashboard import show
 
     print(show())
 

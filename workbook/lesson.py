@@ -60,12 +60,12 @@ from pathlib import Path
 
 from workbook.answers import answer, observed, predict
 from workbook.check import check
+from workbook.dashboard import progress
 from workbook.hints import exercise_number, find_exercise, hint, use_reference
 from workbook.profiles import active_profile, use_profile
 from workbook.progress import (
     current_lesson,
     load,
-    progress,
     run_root,
     set_lesson,
     write_json,

@@ -10,8 +10,6 @@ import os
 import time
 from pathlib import Path
 
-from workbook.panel import Panel, count, note
-
 SECTIONS = ("exercises", "hints", "references", "answers", "predictions", "observations")
 _current = {"lesson": None}
 
@@ -93,64 +91,3 @@ def record_check(lesson: str, exercise: str, outcome: str, code: str, version: s
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def lesson_state(lesson: str, folder: Path | None = None) -> list[tuple[str, str]]:
-    """(exercise, state) for each exercise: "done", "reference", "not yet", "check again" or "-"."""
-    from workbook.hints import lesson_help  # which records through this module
-    from workbook.properties import check_version
-
-    evidence = load(lesson, folder)
-    states = []
-    for name in lesson_help(lesson).exercises:
-        entry = evidence["exercises"].get(name)
-        states.append((name, _state(entry, name in evidence["references"], check_version(lesson))))
-    return states
-
-
-def _state(entry: dict | None, took_reference: bool, version: str) -> str:
-    outcome = entry["outcome"] if entry else None
-    if outcome == "passed":
-        return "done" if entry["check"] == version else "check again"
-    if took_reference or outcome == "reference":
-        return "reference"
-    return "not yet" if outcome in ("failed", "raised") else "-"
-
-
-def progress(lesson: str | None = None) -> Panel:
-    """A small dashboard of a lesson's exercises, questions and predictions."""
-    lesson = lesson or current_lesson()
-    states = lesson_state(lesson)
-    evidence = load(lesson)
-    done = sum(state == "done" for _, state in states)
-    right = sum(entry["right"] for entry in evidence["answers"].values())
-    headline = f"Lesson {lesson}: {done} of {count(len(states), 'exercise')} done, "
-    headline += f"{count(right, 'question')} right"
-    if done == len(states) > 0:
-        headline += ". You have finished its core path."
-    return note(headline, *[(name, _in_words(state)) for name, state in states])
-
-
-def _in_words(state: str) -> str:
-    words = {
-        "done": "✓ done",
-        "reference": "○ the reference stands in",
-        "not yet": "✗ written, its check does not pass yet",
-        "check again": "… passed an older check: run the check again",
-        "-": "– not attempted",
-    }
-    return words[state]
-
-
-def show(folder: Path | None = None) -> str:
-    """The text of `workbook progress`: one line a lesson and one an exercise."""
-    from workbook.hints import lessons_with_help
-
-    folder = folder or course_root() / "work" / ".progress"
-    lines = []
-    for lesson in lessons_with_help():
-        states = lesson_state(lesson, folder)
-        done = sum(state == "done" for _, state in states)
-        lines.append(f"Lesson {lesson}: {done} of {count(len(states), 'exercise')} done")
-        lines += [f"  {name:<24} {_in_words(state)}" for name, state in states]
-    return "\n".join(lines)

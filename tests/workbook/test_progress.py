@@ -1,14 +1,16 @@
 """Hints, references, questions, predictions and the progress that is derived from evidence."""
 
 import json
+import sys
 
 import pytest
 
 from tests.workbook.toy_course import make_course
 from workbook.answers import answer, observed, predict
 from workbook.check import check
+from workbook.dashboard import lesson_state, progress, show
 from workbook.hints import CourseFileError, hint, lesson_help, use_reference
-from workbook.progress import lesson_state, load, progress, record, set_lesson, show
+from workbook.progress import load, record, set_lesson
 
 
 @pytest.fixture(autouse=True)
@@ -87,11 +89,43 @@ def test_predictions_are_compared_with_what_was_observed():
 
 
 def test_the_dashboard_and_the_console_say_the_same():
+    assert show() == "Not begun yet: 90"
     check(right, "last_number")
+    hint(2, "is_equivalent")
     answer("90-1", "b")
-    assert progress().headline == "Lesson 90: 1 of 2 exercises done, 1 question right"
-    text = show()
-    assert "Lesson 90: 1 of 2 exercises done" in text and "✓ done" in text
+    predict("the score <b>", "falls")
+    observed("the score <b>", "rises")
+    board = progress()
+    assert board.headline == "Lesson 90: 1 of 2 exercises done, 1 of 1 question right"
+    assert show() == repr(board)
+    for part in (
+        "✓ last_number              done\n",
+        "– is_equivalent            not attempted, 2 hints used\n",
+        "questions: 90-1 ✓\n",
+        "prediction: the score <b> falls; it came out as: rises",
+    ):
+        assert part in repr(board)
+    page = board._repr_html_()
+    assert "The last number" in page and "2 hints used" in page and "90-1 ✓" in page
+    assert "the score &lt;b&gt; falls" in page and "<b> falls" not in page
+
+
+def test_a_function_changed_after_its_pass_asks_for_a_new_check(monkeypatch):
+    notebook = vars(sys.modules["__main__"])
+    monkeypatch.setitem(notebook, "last_number", right)
+    check("last_number")
+    assert progress().exercises[0].state == "done"
+    monkeypatch.setitem(notebook, "last_number", lambda text: None)
+    assert progress().exercises[0].state == "check again"
+    monkeypatch.delitem(notebook, "last_number")  # the kernel was restarted
+    assert progress().exercises[0].state == "done"
+
+
+def test_all_done_is_the_end_of_the_core_path():
+    check(right, "last_number")
+    check(lambda one, other: float(one) == float(other), "is_equivalent")
+    assert "2 of 2 exercises done" in progress().headline
+    assert progress().headline.endswith("You have finished its core path.")
 
 
 def test_a_torn_progress_file_is_set_aside(course):
