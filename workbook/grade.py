@@ -162,17 +162,11 @@ def _launch(row: Row, folder: Path, lesson: str | None, shown: list[Path] | None
 
 def _fill(row: Row, job) -> None:
     """Sort a job's messages into its row; what was not reported counts as not held."""
-    from workbook.hints import lesson_help
-    from workbook.properties import properties
-
     row.seconds = time.monotonic() - job.started
     for message in job.messages:
         row.remarks += message.get("remarks", [])
         if "lesson" in message and not row.lesson:
-            row.lesson = message["lesson"]
-            for name in lesson_help(row.lesson).exercises:
-                row.exercises[name] = {"outcome": "did not end"}
-                row.totals[name] = [test.__name__ for test in properties(row.lesson, name)]
+            _expect(row, message["lesson"])
         elif row.exercises.get(message.get("exercise"), {}).get("outcome") == "did not end":
             row.exercises[message["exercise"]] = message
     row.remarks += [
@@ -187,6 +181,20 @@ def _fill(row: Row, job) -> None:
         row.remarks.append("its process ended early")
     if job.forged:
         row.remarks.append("something wrote to the grader's pipe: read this notebook")
+
+
+def _expect(row: Row, lesson: str) -> None:
+    """Note the exercises and properties of a lesson, from the course's own files."""
+    from workbook.hints import lesson_help
+    from workbook.properties import properties
+
+    row.lesson = lesson
+    try:
+        for name in lesson_help(lesson).exercises:
+            row.totals[name] = [test.__name__ for test in properties(lesson, name)]
+            row.exercises[name] = {"outcome": "did not end"}
+    except ValueError as error:  # a lesson that lacks checks: its own rows say so
+        row.remarks.append(str(error))
 
 
 def main(arguments: list[str]) -> int:

@@ -6,6 +6,7 @@ how it ended. Messages carry a token that the confined code is not told.
 """
 
 import gc
+import itertools
 import json
 import os
 import secrets
@@ -34,7 +35,7 @@ class Limits:
     seconds: float
     cpu_seconds: int = 15  # of each process
     memory_mb: int = 2048  # of each process, beyond what it starts with
-    processes: int = 32
+    processes: int = 12  # an honest one has three
     file_mb: int = 16
     disk_mb: int = 64
 
@@ -157,7 +158,7 @@ def _supervise(prepare, work, limits: Limits, shown, place: Path, send, write_en
     if pid == 0:
         _first_process(work, task, limits, shown, place, send, write_end)
     try:
-        report = _wait(pid, limits.seconds)
+        report = _wait(pid, limits)
     except TimeoutError:
         report = ("died", "stopped")
     _end_all(pid)
@@ -177,6 +178,7 @@ def _first_process(work, task, limits, shown, place: Path, send, write_end: int)
     Process 1 holds no code of the submission, so nothing in the room can keep it from ending.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _try(Path("/proc/self/oom_score_adj").write_text, "1000")  # short of memory: this one first
     try:
         if shown is not None:
             room.enter(shown, place, limits.disk_mb)
@@ -223,12 +225,11 @@ def _confine(limits: Limits, write_end: int) -> None:
         (resource.RLIMIT_AS, most, most if held is None else 2 * most),  # a check sets its own
         (resource.RLIMIT_FSIZE, file_size, file_size),
         (resource.RLIMIT_CPU, cpu, cpu + 1),
-        (resource.RLIMIT_NPROC, *[_tasks_of_account() + limits.processes] * 2),
+        (resource.RLIMIT_NPROC, *[_tasks_of_account() + 2 * limits.processes] * 2),
         (resource.RLIMIT_NOFILE, 256, 256),
     ):
         resource.setrlimit(kind, (soft, hard))
     os.environ.update({"HOME": os.getcwd(), "TMPDIR": os.path.dirname(os.getcwd())})
-    _try(Path("/proc/self/oom_score_adj").write_text, "1000")  # short of memory: this one first
     gc.freeze()  # what is here stays; collecting it would only copy pages
 
 
@@ -253,19 +254,29 @@ def _tasks_of_account() -> int:
     return count
 
 
-def _wait(pid: int, seconds: float) -> tuple[str, str]:
-    """How a process ended, or that it did not in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def _wait(pid: int, limits: Limits) -> tuple[str, str]:
+    """How a process ended; or that it did not in time, or became too many."""
+    deadline = time.monotonic() + limits.seconds
+    for turn in itertools.count():
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            code = os.waitstatus_to_exitcode(status)
-            code = 128 - code if code < 0 else code
-            if code > 128:
-                return "died", f"signal {signal.Signals(code - 128).name}"
-            return ("finished", "") if code == 0 else ("died", f"exit code {code}")
+            return _ending(os.waitstatus_to_exitcode(status))
+        if time.monotonic() > deadline:
+            return "timeout", f"{limits.seconds:g} s"
+        # Its neighbours share the cores: many busy processes would cost them their time limits.
+        if turn % 20 == 19 and len(_descendants(os.getpid())) > limits.processes:
+            return "died", f"more than {limits.processes} processes at once"
         time.sleep(0.01)
-    return "timeout", f"{seconds:g} s"
+
+
+def _ending(code: int) -> tuple[str, str]:
+    """An exit code, negative or above 128 for a signal, in words."""
+    if code == 0:
+        return "finished", ""
+    number = -code if code < 0 else code - 128
+    if number > 0:
+        return "died", f"signal {signal.Signals(number).name}"
+    return "died", f"exit code {code}"
 
 
 def _end_all(pid: int) -> None:
