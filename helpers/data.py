@@ -19,7 +19,7 @@ from datasets import Dataset
 
 from helpers.conversation import check_template, with_prompt
 from helpers.fields import BadRecord, checked_text
-from helpers.files import MAX_LINE_BYTES, Item, read_items
+from helpers.files import BLANK, MAX_LINE_BYTES, Item, read_items
 from helpers.formats import FORMATS, Format, check_format, format_of, to_preference
 
 __all__ = ["FORMATS", "BadRecord", "Format", "LoadReport", "check_format", "format_of", "leaks",
@@ -158,7 +158,7 @@ def read_rows(
     items, ids = map(partial(_prepared, prepare), items) if prepare else items, set()
     report.format, items = (_guess(items) if format == "auto" else (check_format(format), items))
     for item in items:
-        if item.value is None:
+        if item.value is BLANK:
             report.blank_lines += 1
             continue
         try:

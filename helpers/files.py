@@ -19,11 +19,12 @@ from helpers.fields import BadRecord, short
 
 MAX_LINE_BYTES = 1_000_000
 MAX_JSON_BYTES = 256_000_000
+BLANK = object()  # a line without anything; the JSON value null is a bad record instead
 _BOM = b"\xef\xbb\xbf"
 
 
 class Item(NamedTuple):
-    """A parsed record, or a BadRecord, or None for a blank line, and where it stands.
+    """A parsed record, or a BadRecord, or BLANK for a blank line, and where it stands.
 
     number counts from 1: lines of a JSONL file, records of anything else.
     """
@@ -54,14 +55,14 @@ def read_items(
     for source in map(str, sources):
         is_empty = True
         for item in _read_one(source, split, max_line_bytes, streaming):
-            is_empty = is_empty and item.value is None
+            is_empty = is_empty and item.value is BLANK
             yield _as_object(item)
         if is_empty:
             yield Item(BadRecord("empty_file", "the file holds no record"), source, 1)
 
 
 def _as_object(item: Item) -> Item:
-    if item.value is None or isinstance(item.value, dict | BadRecord):
+    if item.value is BLANK or isinstance(item.value, dict | BadRecord):
         return item
     problem = f"here stands {short(item.value)}, not an object with fields"
     return item._replace(value=BadRecord("not_an_object", problem))
@@ -124,7 +125,7 @@ def _line_values(file: BinaryIO, max_bytes: int) -> Iterator[Any]:
         if is_huge:
             yield BadRecord("huge_line", f"the line is over {max_bytes:,} bytes")
         elif not line.removeprefix(_BOM).strip():
-            yield None
+            yield BLANK
         else:
             yield _parse(line, is_torn=not line.endswith(b"\n"))
 

@@ -12,6 +12,7 @@ goes from the fields of that format. `HUB_SETS` is such a file: well-known sets 
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ SHAREGPT = {"messages": "conversations", "system": "system", "chosen": "chosen",
             "rejected": "rejected"}
 TAGS = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
         "system_tag": "system"}
+OTHER_TAGS = ("observation_tag", "function_tag")  # turns of these roles are refused as they come
 KEYS = ("file_name", "hf_hub_url", "subset", "split", "formatting", "ranking", "columns", "tags",
         "format")
 
@@ -54,13 +56,13 @@ class Entry:
         A column that the registry does not name, but the format would read, is set aside under
         another name: the registry decides what is read.
         """
-        needed = [name for name in FORMATS[self.format].fields if name in self.columns]
-        for name in needed:
-            if self.columns[name] not in record:
+        known = FORMATS[self.format]
+        for name in known.fields:
+            if name in self.columns and self.columns[name] not in record:
                 raise BadRecord("missing_columns", f"the field {self.columns[name]} is missing "
                                                    f"(has {field_names(record)})")
-        taken = set(self.columns.values())
-        rest = {(f"{name} (not in columns)" if name in self.columns else name): value
+        taken, read = set(self.columns.values()), (*known.fields, *known.optional)
+        rest = {(f"{name} (not in columns)" if name in read else name): value
                 for name, value in record.items() if name not in taken}
         found = {name: record[column] for name, column in self.columns.items() if column in record}
         return {name: self._retag(value) for name, value in found.items()} | rest
@@ -114,6 +116,7 @@ def _entry(entry: Any, where: str, folder: Path) -> Entry:
     if unknown:
         raise ValueError(f"{where}: {', '.join(unknown)} is not known here; known are "
                          f"{', '.join(KEYS)}.")
+    _check_names(entry, "tags", (*TAGS, *OTHER_TAGS), where)
     if "hf_hub_url" in entry:
         source = ":".join(filter(None, [entry["hf_hub_url"], entry.get("subset")]))
     elif "file_name" in entry:
@@ -138,11 +141,18 @@ def _format_and_columns(entry: dict, where: str) -> tuple[str, dict[str, str]]:
         parts, format = ALPACA, "alpaca_preference" if entry.get("ranking") else unpaired
     else:
         raise ValueError(f"{where}: formatting is alpaca or sharegpt, not {formatting!r}.")
-    wrong = [name for name in columns if name not in parts]
-    if wrong:
-        raise ValueError(f"{where}: columns has {', '.join(wrong)}; possible are "
-                         f"{', '.join(parts)}.")
+    _check_names(entry, "columns", parts, where)
     return format, {parts[part]: column for part, column in (columns or parts).items()}
+
+
+def _check_names(entry: dict, key: str, known: Iterable[str], where: str) -> None:
+    names = entry.get(key, {})
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{where}: {key} is an object of names.")
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise ValueError(f"{where}: {key} has {', '.join(wrong)}; possible are "
+                         f"{', '.join(known)}.")
 
 
 def load_registered(name: str, registry: str | Path = HUB_SETS, *,

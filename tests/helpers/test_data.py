@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.data import load_records
+from helpers.data import leaks, load_records
+from helpers.registry import HUB_SETS, find_entry, load_registered, load_registry
 from helpers.rewards import is_equivalent, parse_number
 
 GOOD = {"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
@@ -198,6 +200,170 @@ def test_no_bytes_raise_anything_but_value_error(tmp_path_factory, chunks):
     data, report = load_records(path)
     lines = path.read_bytes().count(b"\n") + 1
     assert len(data) + report.num_bad + report.blank_lines == lines
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path):
+    """The parser would keep the last value, and the first would be gone in silence."""
+    path = write(tmp_path / "a.jsonl", GOOD, '{"prompt": "a", "answer": "b", "answer": "c"}',
+                 '{"messages": [{"role": "user", "content": "a", "content": "b"}]}')
+    _, report = load_records(path)
+    assert report.bad_by_kind == {"duplicate_field": 2}
+    assert "a.jsonl:2: the field 'answer' stands there twice" in report.problems[0]
+
+
+def test_windows_line_ends_and_any_script_are_read(tmp_path):
+    rows = [{"prompt": "价格是多少?\u2028", "response": "é\r\n😀"},
+            {"prompt": "ß", "response": "\x00"}]
+    lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join([*lines, b"", b"  "]))
+    data, report = load_records(path)
+    assert [dict(row, id=None) for row in data] == [{"id": None, **row} for row in rows]
+    assert (report.num_bad, report.blank_lines) == (0, 2)
+
+
+def test_records_of_arrays_and_parquet_are_counted_from_one(tmp_path):
+    path = write(tmp_path / "a.json", json.dumps([GOOD, {"question": "?"}, 7, None, GOOD]))
+    data, report = load_records(path)
+    assert data["id"][:] == ["a-1", "a-5"]
+    assert [problem.split(": ")[0] for problem in report.problems] == [
+        f"{path}:record {number}" for number in (2, 3, 4)]
+
+
+def test_fifty_thousand_records_load_in_seconds(tmp_path):
+    path = write(tmp_path / "many.jsonl", *[json.dumps({**GOOD, "id": n}) for n in range(50_000)])
+    start = time.process_time()
+    data, report = load_records(path)
+    assert len(data) == 50_000 and report.num_bad == 0
+    assert time.process_time() - start < 20
+
+
+# ---------------------------------------------------------------- known sets, and what leaks
+
+SAMPLES = Path(__file__).parent / "samples"
+HUB_ROWS = {  # what the first record of each sample file becomes, and which records are bad
+    "gsm8k": ({"gold_answer": "42"}, [3]),
+    "nq_open": ({"answers": ["Mara Lind"], "passages": []}, [3]),
+    "hh_rlhf": ({"prompt": "\n\nHuman: How do I keep bread fresh?\n\nAssistant:",
+                 "chosen": " In a paper bag, in a cool place.", "rejected": " You can't."}, [3, 4]),
+    "shp": ({"prompt": "Why did my cake sink? I opened the oven once.",
+             "chosen": "The draught: wait until it has set.", "rejected": "Bad luck."}, []),
+    "stack_exchange": ({"prompt": "How do I copy a list?\n\nb = a\n\nchanges both.",
+                        "chosen": "a.copy() & you are done.", "rejected": "You cannot."}, [2]),
+}
+
+
+def sample(name: str) -> Path:
+    return next(SAMPLES.glob(f"{name}.json*"))
+
+
+@pytest.mark.parametrize("name", load_registry(HUB_SETS))
+def test_the_named_sets_of_the_hub_are_read(name):
+    """From small files with the fields of the real ones."""
+    row, bad = HUB_ROWS[name]
+    data, report = load_registered(name, file=sample(name))
+    assert {key: data[0][key] for key in row} == row
+    assert [int(problem.split(":")[1]) for problem in report.problems] == bad
+    guessed, _ = load_records(sample(name))
+    assert guessed[:] == data[:]
+
+
+@pytest.mark.parametrize("name", load_registry(HUB_SETS))
+def test_the_named_sets_are_read_from_parquet_too(tmp_path, name):
+    """As the hub gives them: columns of one type, None where a record lacks a field."""
+    lines = [json.loads(line) for line in sample(name).read_text().splitlines()]
+    Dataset.from_list(lines).to_parquet(str(tmp_path / f"{name}.parquet"))
+    data, report = load_registered(name, file=tmp_path / f"{name}.parquet")
+    expected, expected_report = load_registered(name, file=sample(name))
+    assert data[:] == expected[:] and report.bad_by_kind == expected_report.bad_by_kind
+
+
+def test_without_the_hub_a_named_set_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError) as raised:
+        load_registered("hh_rlhf", limit=10)
+    said = str(raised.value)
+    assert all(word in said for word in ("Anthropic/hh-rlhf", "HF_ENDPOINT", "HF_HUB_OFFLINE",
+                                         "path of a local copy"))
+    assert "\n" not in said and said.count(". ") == 0
+
+
+def test_a_registry_names_its_files_relative_to_itself(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    data, report = load_registered("nq_top5_train", SAMPLES / "dataset_info.json")
+    assert data[0]["prompt"] == ("Answer from the passages: where did Luben study?\n"
+                                 "[1] Luben studied in Arlo.\n[2] Ana keeps a cat.")
+    assert data["response"][:] == ["Arlo", "a cat"] and report.format == "alpaca"
+
+
+@pytest.mark.parametrize("name", ["renamed", "own"])
+def test_a_registry_renames_columns(name):
+    """The note under the name `input` is not read: the registry does not name it."""
+    data, report = load_registered(name, SAMPLES / "dataset_info.json")
+    assert (data["prompt"][:], data["response"][:]) == (["Add 2 and 2."], ["4"])
+    assert report.bad_by_kind == {"missing_columns": 1}
+    assert "renamed.jsonl:2: the field solution is missing (has 'task')" in report.problems[0]
+
+
+def test_a_registry_renames_tags():
+    data, _ = load_registered("pairs", SAMPLES / "dataset_info.json")
+    assert {name: data[0][name] for name in ("prompt", "chosen", "rejected")} == {
+        "prompt": "Hi!", "chosen": "Hello!", "rejected": "No."}
+
+
+def test_an_entry_may_stand_on_the_hub():
+    entry = find_entry("far", SAMPLES / "dataset_info.json")
+    assert (entry.source, entry.split, entry.format) == ("owner/set:main", "test", "gsm8k")
+
+
+@pytest.mark.parametrize("name, sentence", [
+    ("images", "images: columns has images; possible are messages"),
+    ("sampled", "sampled: num_samples is not known here"),
+    ("none", "no data set 'none'; it has nq_top5_train"),
+])
+def test_a_wrong_entry_is_one_sentence(name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        find_entry(name, SAMPLES / "dataset_info.json")
+
+
+@pytest.mark.parametrize("content, sentence", [
+    ("[", "is not JSON"), ("[]", "must hold one object"),
+    ('{"a": {}}', "a: it needs file_name or hf_hub_url"), ('{"a": 1}', "an entry is an object"),
+    ('{"a": {"file_name": "x", "formatting": "csv"}}', "alpaca or sharegpt, not 'csv'"),
+    ('{"a": {"file_name": "x", "format": "csv"}}', "no record format 'csv'"),
+    ('{"a": {"file_name": "x", "tags": {"role": "x"}}}', "tags has role; possible are role_tag"),
+    ('{"a": {"file_name": "x", "columns": []}}', "columns is an object"),
+])
+def test_a_wrong_registry_is_one_sentence(tmp_path, content, sentence):
+    path = tmp_path / "dataset_info.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=sentence):
+        find_entry("a", path)
+    with pytest.raises(FileNotFoundError, match="no registry file"):
+        find_entry("a", tmp_path / "other.json")
+
+
+def test_leaks_are_found_through_case_space_and_punctuation():
+    train = [{"id": "t1", "question": "Ana has 2 cats. How many?"},
+             {"id": "t2", "question": "1.5?"}]
+    test = [{"id": "e1", "question": "ana has  2 cats - how many"}, {"id": "e2", "question": "15"},
+            {"id": "e3", "question": "ANA has 2 cats, how many!"}, {"id": "e4", "question": "1.5"}]
+    found = leaks(train, test)
+    assert [(leak["train_id"], leak["test_id"]) for leak in found] == [("t1", "e3"), ("t2", "e4")]
+
+
+@pytest.mark.parametrize("first, second", [
+    ("2 + 3?", "2 - 3?"), ("2 * 3", "2 3"), ("1,000", "1000.5"), ("!?", "??"), ("x < 3", "x > 3")])
+def test_other_problems_are_no_leaks(first, second):
+    assert leaks([{"prompt": first}], [{"prompt": second}]) == []
+    assert len(leaks([{"prompt": first}], [{"prompt": first}])) == 1
+
+
+def test_the_splits_of_the_tiny_world_do_not_leak():
+    folder = Path(__file__).parents[2] / "workbook" / "assets" / "data"
+    train, test = (load_records(folder / f"maths_{split}.jsonl")[0] for split in ("train", "test"))
+    assert leaks(train, test) == []
 
 
 def real_gsm8k() -> Path:
