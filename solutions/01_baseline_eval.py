@@ -29,10 +29,16 @@ from helpers.evaluation import (
     write_jsonl,
 )
 from helpers.models import load_model
-from helpers.plotting import failure_categories, rates_with_intervals, reward_distributions
+from helpers.plotting import (
+    counts_grid,
+    failure_categories,
+    rates_with_intervals,
+    reward_distributions,
+)
 from helpers.prompts import load_template, render, render_few_shot, render_passages
 from helpers.rewards import normalize_answer
 from helpers.rollout import generate
+from workbook import verifier
 from workbook.lesson import (
     answer,
     begin,
@@ -331,6 +337,7 @@ def evaluate_maths(prompts, records=problems, sampling=greedy, n=1, reward_fn=No
                            batch_size=profile.engine.batch_size, progress=True)
     return grade_completions(records, completions, reward_fn or r1_zero_reward, prompts=prompts)
 
+# %%
 if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     rows = evaluate_maths([render(R1_ZERO, question=q) for q in problems["question"]])
     write_jsonl(run_folder() / "results.jsonl", rows)
@@ -400,19 +407,22 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     some = problems.select(range(min(profile.sizes.artefact_problems, len(problems))))
     prefill = {True: R1_ZERO, False: load_template("r1_zero_no_prefill")}
 
-    def exact(text, gold):
-        return r1_zero_reward(text if "</think> <answer>" in text else "", gold)
-
     def sampled(opens, temperature):
         prompts = [render(prefill[opens], question=q) for q in some["question"]]
         sampling = profile.sampling.settings(temperature=temperature)
         return prompts, complete(model, tokenizer, prompts, sampling=sampling)
 
+    drawn = {(opens, t): sampled(opens, t) for opens in (False, True) for t in (0.0, 1.0)}
+
+# %%
+if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
+    def exact(text, gold):
+        return r1_zero_reward(text if "</think> <answer>" in text else "", gold)
+
     def graded_arm(opens, temperature, reward):
         prompts, completions = drawn[opens, temperature]
         return summarise_rates(grade_completions(some, completions, reward, prompts=prompts))
 
-    drawn = {(opens, t): sampled(opens, t) for opens in (False, True) for t in (0.0, 1.0)}
     changes = {"published settings": (False, 1.0, exact), "+ <think> pre-filled": (True, 1.0, exact),
                "+ greedy": (False, 0.0, exact), "+ any spacing": (False, 1.0, r1_zero_reward),
                "all three": (True, 0.0, r1_zero_reward)}
@@ -564,3 +574,82 @@ answer("01-4", "b")
 
 # %%
 progress()
+
+# %% [markdown]
+# ## Going further: break the verifier
+# *Difficulty 2 of 5, importance 5 of 5, 20 minutes; the core path ends above*
+#
+# A grader is a reward, and a policy is paid for whatever the grader takes for right. Before a model finds the holes, find them yourself.
+# Three graders of growing strength grade the same question:
+#
+# - `anywhere` pays where the gold number stands anywhere in the response;
+# - `tagged` wants `</think> <answer>...</answer>` at the end, and compares what `float()` reads there with the gold number;
+# - `yours` is your `r1_zero_reward`.
+#
+# `attack(grader, text)` says whether the grader pays a *wrong* text, and counts the classes of exploits that you have found.
+
+# %%
+if ready("is_equivalent", "r1_zero_reward"):
+    graders = {"anywhere": verifier.anywhere_reward, "tagged": verifier.tagged_reward,
+               "yours": r1_zero_reward}
+    attack = verifier.Attack(graders)
+    print(f"{verifier.golden_sets().question} Gold: {verifier.golden_sets().gold}")
+    display(attack("anywhere", " 24 - 6 = 18, less one for me. </think> <answer>17</answer>"))
+
+# %% [markdown]
+# Your turn: this text is honest. Change it until `tagged` pays something wrong; then try it on `yours`. How many classes do you find in ten minutes?
+
+# %%
+if ready("is_equivalent", "r1_zero_reward"):
+    display(attack("tagged", " 24 - 6 = 18 </think> <answer>18</answer>"))
+
+# %% tags=["solution-only"]
+if ready("is_equivalent", "r1_zero_reward"):
+    for text in ("17 or 18", "18 million", "9 + 9", "17.99999999999999999999"):
+        attack("tagged", f" </think> <answer>{text}</answer>")
+    display(attack("tagged", " </think> <answer>17</answer> <answer>18</answer>"))
+
+# %% [markdown]
+# ### How often does each grader err?
+#
+# Single finds do not say which grader is better. So `workbook/verifier.yaml` holds two *golden sets*: right answers in many forms, of which a grader should refuse none,
+# and exploits of ten classes, of which it should pay none. Before you look: from `anywhere` to `yours`, does the share of right answers that are refused rise or fall?
+
+# %%
+predict("right answers refused, from anywhere to yours", "rises")
+
+# %%
+if ready("is_equivalent", "r1_zero_reward"):
+    errors = verifier.error_rates(graders)
+    for name, rates in errors.items():
+        print(f"{name:9}", "   ".join(f"{kind} {rate:4.0%} ({low:.0%} to {high:.0%})"
+                                      for kind, (rate, low, high) in rates.items()))
+    (lost, _, _), (paid, _, _) = errors["yours"].values()
+    (lost_before, _, _), (paid_before, _, _) = errors["anywhere"].values()
+    display(rates_with_intervals(
+        errors, title=f"From anywhere to yours: exploits paid {paid_before:.0%} to {paid:.0%}, "
+                      f"right answers refused {lost_before:.0%} to {lost:.0%}",
+        xlabel="share of the golden set"))
+    moved = direction(lost - lost_before)
+    display(observed("right answers refused, from anywhere to yours", moved))
+
+# %%
+if ready("is_equivalent", "r1_zero_reward"):
+    by_class = verifier.paid_by_class(graders)
+    fooled = {name: sum(row[name][0] > 0 for row in by_class.values()) for name in graders}
+    display(counts_grid(by_class, title="Classes of exploits that fool a grader: " + ", ".join(
+        f"{name} {number} of {len(by_class)}" for name, number in fooled.items())))
+
+# %% [markdown]
+# The price of strictness are the right answers that *your* reward refuses. Which of them would you accept, and which new exploit would that open?
+
+# %%
+if ready("is_equivalent", "r1_zero_reward"):
+    for item in verifier.refused(r1_zero_reward):
+        print(f"{item.text.strip()[-48:]!r:52} gold {item.gold:5} {item.why}")
+
+# %% [markdown]
+# The two errors do not cost the same. A refused right answer slows learning down; a paid exploit *is* what is learnt, as soon as a policy writes it once and is paid better for
+# it than for the truth. So a reward is strict and a report shows the lenient rate beside it.
+#
+# `tagged` looks reasonable, and most of its errors come from one line of `workbook/verifier.py`. Find that line, but leave it: one hole stays open, and lesson 05 shows who finds it.
