@@ -62,6 +62,7 @@ from workbook.answers import answer, observed, predict
 from workbook.check import check
 from workbook.dashboard import progress
 from workbook.hints import exercise_number, find_exercise, hint, use_reference
+from workbook.monitor import live_monitor
 from workbook.profiles import active_profile, use_profile
 from workbook.progress import (
     current_lesson,
@@ -82,6 +83,7 @@ __all__ = [
     "comparison_table",
     "failure_browser",
     "hint",
+    "live_monitor",
     "observed",
     "predict",
     "progress",

@@ -37,6 +37,7 @@ def run_training(
     """
     loop = Loop(model, method, settings, held_out)
     run = Run(model=model, settings=settings, folder=folder.path)
+    run.summary = {"method": method.name, "status": "running", "total_steps": loop.total}
     with seeded(settings.seed + loop.accelerator.process_index):
         folder.open(loop, run)
         bar = tqdm(
@@ -51,6 +52,7 @@ def run_training(
                 while not loop.ended:
                     record = loop.take_step(interrupt=interrupted.is_set())
                     folder.log(run, record, is_main=loop.accelerator.is_main_process)
+                    run.summary["status"] = loop.status
                     bar.update()
                     for callback in callbacks:
                         callback(run, record)
@@ -92,6 +94,10 @@ class Loop:
     @property
     def ended(self) -> bool:
         return bool(self.stopped) or self.step >= self.total
+
+    @property
+    def status(self) -> str:
+        return self.stopped or ("finished" if self.ended else "running")
 
     def take_step(self, *, interrupt: bool = False) -> dict:
         """One optimiser step; returns its metrics.
@@ -222,7 +228,7 @@ class Loop:
 
     def summary(self) -> dict:
         return {
-            "status": self.stopped or "finished",
+            "status": self.status,
             "steps": self.step,
             "total_steps": self.total,
             "seconds": round(self.seconds, 2),
