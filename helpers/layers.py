@@ -124,7 +124,8 @@ class AwqLinear(nn.Linear):
     for the gradient of x it is written out once more, so a training step holds one such weight at
     a time. LoRA layers go over it as over any linear layer.
 
-    It has no `weight`: what wants to change one (merging an adapter into it) would change a copy.
+    Merging an adapter into it in place raises: packed integers cannot take up a fraction, and a
+    written-out weight would be a copy. `helpers.models.merge_adapter` writes a plain checkpoint.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool, group_size: int):
@@ -146,13 +147,10 @@ class AwqLinear(nn.Linear):
         quantized.bias = None if layer.bias is None else layer.bias.detach().clone()
         return quantized
 
-    def __getattr__(self, name: str):
-        if name == "weight":
-            raise AttributeError(
-                "AWQ weights are packed and cannot take up a change: "
-                "helpers.models.merge_adapter writes a plain checkpoint with the adapter merged."
-            )
-        return super().__getattr__(name)
+    @property
+    def weight(self) -> torch.Tensor:
+        """The packed words: what asks a layer for its device finds it here."""
+        return self.qweight
 
     def dequantize(self) -> torch.Tensor:
         """The weight (out_features, in_features) in float32."""

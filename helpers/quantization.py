@@ -9,6 +9,7 @@ import importlib.util
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.integrations import dequantize_bnb_weight
 from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
@@ -189,20 +190,15 @@ def dense_weight(layer: nn.Module) -> torch.Tensor:
         return weight
     if isinstance(layer, AwqLinear):
         return layer.dequantize()
-    weight = getattr(layer, "weight", None)
-    if weight is None:
+    if getattr(layer, "weight", None) is None:
         raise ValueError(
             "The AWQ library's kernels do not give their weights back: load the model with "
             'device="cpu" to merge its adapter.'
         )
-    weight = weight.detach()
-    if getattr(layer.weight, "quant_state", None) is not None:
-        from bitsandbytes.functional import dequantize_4bit
-
-        weight = dequantize_4bit(weight, layer.weight.quant_state)
-    elif getattr(layer.weight, "SCB", None) is not None:
-        weight = weight.float() * layer.weight.SCB[:, None] / 127
-    return weight.float()
+    weight = layer.weight
+    if type(weight).__name__ in ("Params4bit", "Int8Params"):
+        weight = dequantize_bnb_weight(weight, state=getattr(layer, "state", None))
+    return weight.detach().float()
 
 
 @torch.no_grad()
@@ -240,10 +236,12 @@ def footprint(model) -> int:
     A tensor that two layers share counts once. Example: a float32 layer of 64 x 32: 8,192.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        if state is not None:
-            tensors += [t for t in state.as_dict(packed=True).values() if torch.is_tensor(t)]
-        if getattr(parameter, "SCB", None) is not None:
-            tensors.append(parameter.SCB)
-    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+    for module in model.modules():
+        weight, state = getattr(module, "weight", None), getattr(module, "state", None)
+        if getattr(weight, "quant_state", None) is not None:  # NF4
+            packed = weight.quant_state.as_dict(packed=True).values()
+            tensors += [value for value in packed if torch.is_tensor(value)]
+        for holder in (weight, state):  # int8: the first forward moves the scales
+            if getattr(holder, "SCB", None) is not None:
+                tensors.append(holder.SCB)
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

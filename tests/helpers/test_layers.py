@@ -159,7 +159,9 @@ def test_awq_layer_answers_in_the_dtype_of_its_input(dtype):
     assert layer(torch.randn(2, 64, dtype=dtype)).dtype == dtype
 
 
-def test_awq_layer_has_no_weight_to_merge_into():
+def test_merging_into_packed_weights_is_an_error_and_not_a_change_of_a_copy():
     layer = AwqLinear.from_linear(nn.Linear(64, 16), group_size=64)
-    with pytest.raises(AttributeError, match="merge_adapter"):
-        layer.weight  # noqa: B018
+    model = nn.Sequential(layer, nn.Linear(16, 2))
+    peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["0"]))
+    with pytest.raises(RuntimeError):
+        peft_model.merge_and_unload()
