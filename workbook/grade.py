@@ -39,7 +39,7 @@ from workbook.setup import ROOT
 WORKERS = 2
 PASSED_ON = ("PATH", "HOME", "LANG", "TERM", "COLUMNS", "LD_LIBRARY_PATH", "TMPDIR")
 SHOWN = ("workbook", "helpers", "tests", "pyproject.toml")
-SECONDS = 75.0  # of one submission in all; its cells and checks have shorter limits of their own
+SECONDS = 60.0  # of one submission in all; its cells and checks have shorter limits of their own
 
 
 def start_grading(folder: Path, table: Path, junit: Path | None, seed, lesson) -> int:

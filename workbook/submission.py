@@ -195,16 +195,17 @@ def _run_cells(submission: Submission, names: dict) -> list[str]:
 
 def _run_cell(cell: Cell, names: dict) -> str:
     """Run one cell; the sentence that says what stopped it, or ""."""
-    name = f"<cell {cell.number}>"
+    place = f"cell {cell.number}" if cell.number else "the course's own set-up cell"
+    name = f"<{place}>"
     linecache.cache[name] = (len(cell.source), None, cell.source.splitlines(True), name)
     signal.signal(signal.SIGALRM, _ring)
     signal.setitimer(signal.ITIMER_REAL, CELL_SECONDS)
     try:
         exec(compile(cell.source, name, "exec"), names)
     except SyntaxError as error:
-        return f"cell {cell.number}, line {error.lineno}: this is not Python ({error.msg})"
+        return f"{place}, line {error.lineno}: this is not Python ({error.msg})"
     except BaseException as error:  # SystemExit and KeyboardInterrupt are learner code, too
-        return f"cell {cell.number} stops with {type(error).__name__}: {_text_of(error)}"
+        return f"{place} stops with {type(error).__name__}: {_text_of(error)}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return ""
@@ -246,14 +247,17 @@ def _judge(lesson: str, name: str, function, elsewhere: dict[str, int], seed: in
         remarks = [_not_run(name, elsewhere[name])] if name in elsewhere else []
         return {"exercise": name, "outcome": "not attempted", "remarks": remarks}
     result = evaluate(lesson, name, function, seed)
-    said = " ".join(found.get("error", "") for found in result.properties)
-    lacking = set(re.findall(r"NameError: name '(\w+)' is not defined", said)) & set(elsewhere)
+    errors = [found["error"] for found in result.properties if found.get("error")]
+    undefined = re.findall(r"NameError: name '(\w+)' is not defined", " ".join(errors))
+    lacking = set(undefined) & set(elsewhere)
+    remarks = [_not_run(helper, elsewhere[helper]) for helper in sorted(lacking)]
+    remarks = remarks or [_short(f"{name}: {error}") for error in errors[:1]]
     return {
         "exercise": name,
         "outcome": result.outcome,
         "properties": {each["name"]: [each["outcome"], _says(each)] for each in result.properties},
         "mistake": result.mistake.name if result.mistake else "",
-        "remarks": [_not_run(helper, elsewhere[helper]) for helper in sorted(lacking)],
+        "remarks": remarks,
     }
 
 

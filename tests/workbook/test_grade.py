@@ -311,6 +311,7 @@ REMARKS = {
     "endless_cell": "TimeoutError: longer than 2 s",
     "endless_catches_all": "it was stopped after 7 s",
     "exits_cell": "its process ended early",
+    "exits_call": "last_number: it ended the Python process (exit code 0)",
     "crashes": "its process ended early: signal SIGSEGV",
     "fork_bomb": "more than 12 processes at once",
     "fork_bomb_call": "more than 12 processes at once",
