@@ -22,7 +22,7 @@ from helpers.fields import BadRecord, checked_text
 from helpers.files import BLANK, MAX_LINE_BYTES, Item, read_items
 from helpers.formats import FORMATS, Format, check_format, format_of, to_preference
 
-__all__ = ["FORMATS", "BadRecord", "Format", "LoadReport", "check_format", "format_of", "leaks",
+__all__ = ["FORMATS", "BadRecord", "Format", "LoadReport", "format_of", "leaks",
            "load_records", "read_rows", "to_preference"]
 
 MAX_PROBLEMS_KEPT = 50

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import datasets
 from datasets import Dataset, load_dataset
 
 from helpers.fields import BadRecord, short
@@ -173,14 +174,19 @@ def _hub_rows(source: str, split: str, streaming: bool) -> Iterator[dict]:
     if looks_like_file or not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", source):
         raise FileNotFoundError(f"There is no file {source}.")
     name, _, configuration = source.partition(":")
+    offline = datasets.config.HF_HUB_OFFLINE
     try:
-        yield from load_dataset(name, configuration or None, split=split, streaming=streaming)
+        # Offline there is only an earlier download, which a stream would not look for.
+        yield from load_dataset(name, configuration or None, split=split,
+                                streaming=streaming and not offline)
     except Exception as error:
         reason = " ".join(str(error).splitlines()[:2]).rstrip(". ") or type(error).__name__
+        hub = ("unset HF_HUB_OFFLINE" if offline else
+               "set HF_HUB_OFFLINE=1 to use an earlier download")
         raise ConnectionError(
             f"The data set {source} (split {split}) could not be loaded from the hub ({reason}): "
-            "set HF_ENDPOINT to a mirror, unset HF_HUB_OFFLINE, or give the path of a local copy "
-            "(JSONL, JSON, gzip or parquet) instead of the name."
+            f"set HF_ENDPOINT to a mirror, {hub}, or give the path of a local copy (JSONL, JSON, "
+            "gzip or parquet) instead of the name."
         ) from error
 
 
