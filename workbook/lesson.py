@@ -71,7 +71,7 @@ from workbook.progress import (
     set_lesson,
     write_json,
 )
-from workbook.properties import is_stub
+from workbook.properties import bind, is_stub
 from workbook.published import comparison_table, published
 from workbook.recorded import recorded_or_live
 from workbook.widgets import failure_browser
@@ -100,8 +100,9 @@ _started = {"at": time.monotonic()}
 
 
 def begin(lesson: str) -> None:
-    """Name the lesson of this notebook and start its clock."""
+    """Name the lesson of this notebook, bind its checks, and start its clock."""
     set_lesson(lesson)
+    bind(lesson)
     _started["at"] = time.monotonic()
 
 

@@ -77,9 +77,9 @@ LIBRARIES = Kept(*_libraries())
 
 
 @contextmanager
-def as_imported():
-    """The libraries as they were when the course was imported; the notebook's own come back."""
-    changed = LIBRARIES.restore()
+def as_kept(*more: Kept):
+    """The libraries (and more) as they were kept; what the notebook made of them comes back."""
+    changed = [change for kept in (LIBRARIES, *more) for change in kept.restore()]
     try:
         yield
     finally:
@@ -112,6 +112,6 @@ def restore_settings(before: dict) -> str:
         torch.set_default_dtype(dtype)
         torch.set_default_device(None if device == torch.device("cpu") else device)
         torch.set_num_threads(threads)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         sys.setrecursionlimit(limit)
     return changed

@@ -41,9 +41,9 @@ from workbook.child import (
     run_here,
     why_no_fork,
 )
-from workbook.hints import CourseFileError, reference_function, reference_parts
+from workbook.hints import CourseFileError, lesson_help, reference_function, reference_parts
 from workbook.mistakes import Mistake, exercise_mistakes
-from workbook.pristine import LIBRARIES, Kept, as_imported
+from workbook.pristine import LIBRARIES, Kept, as_kept
 from workbook.progress import course_root
 
 TIME_LIMIT = 5.0  # seconds, for all properties of one exercise
@@ -78,10 +78,9 @@ def evaluate(lesson: str, name: str, function, seed: int | None = None) -> Resul
 
     Raises: CourseFileError where the lesson has no checks for the exercise.
     """
-    with as_imported():
+    with as_kept(bind(lesson)):
         seed = random.SystemRandom().randrange(10**6) if seed is None else seed
         tests = properties(lesson, name)
-        reference_function(name)  # imported here once, not by every child
         if is_stub(function):
             return Result("not attempted", seed, len(tests))
         found, remark = _run_all(tests, function, seed)
@@ -132,9 +131,19 @@ def property_names(lesson: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=32)
+def bind(lesson: str) -> Kept:
+    """Load what the checks of a lesson use, and keep it as it is now; `begin` does so first."""
+    for name in lesson_help(lesson).exercises:
+        reference_function(name)  # imported here once, not by every child
+    path = check_file(lesson)
+    own = [module for name, module in sys.modules.items() if name.startswith("helpers.")]
+    return Kept(*own, asserts, asserts.CheckFailed, _load_checks(path, path.stat().st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=32)
 def _load_checks(path: Path, _changed: int):
     spec = importlib.util.spec_from_file_location(f"workbook_checks_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -155,14 +164,14 @@ def _run_all(tests: list, function, seed: int) -> tuple[list[dict], str]:
 
 
 def _guard() -> Callable:
-    """A function that puts libraries and the check's own modules back after learner code."""
+    """A function that puts libraries and the course's own modules back after learner code."""
     own = [module for name, module in sys.modules.items()
-           if name.startswith(("workbook.", "workbook_", "helpers.", "tests.lessons."))]
-    engine = Kept(*own, asserts.CheckFailed)
+           if name.startswith(("workbook.", "workbook_checks_", "helpers.", "tests.lessons."))]
+    course = Kept(*own, asserts.CheckFailed)
 
     def restore():
         LIBRARIES.restore()
-        engine.restore()
+        course.restore()
 
     return restore
 
@@ -198,7 +207,8 @@ def run_property(test: Callable, function, seed: int, restore: Callable) -> dict
     """Run one test function and describe what happened as plain JSON values."""
     asserts.LAST.call = asserts.LAST.returned = ""
     random.seed(seed)
-    torch.manual_seed(seed)
+    # torch.manual_seed keeps a stack trace for each call until a GPU is used: slow and growing.
+    torch.default_generator.manual_seed(seed)
     watched = asserts.watch(function, after=restore)
     try:
         test(**asserts.fixture_arguments(test, watched, seed))

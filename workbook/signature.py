@@ -88,7 +88,7 @@ def _outcome(call: Callable, given: tuple, seed: int, after: Callable) -> tuple:
 
 def _seed(seed: int) -> None:
     random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 def _tensors(value) -> Iterator[torch.Tensor]:
