@@ -261,14 +261,14 @@ def best_of_n_curves(
 
 
 def counts_grid(counts: Mapping[str, Mapping[str, tuple[int, int]]], *, title: str) -> Figure:
-    """A cell for each row and column, "3 of 4", darker for a larger share; none is left white.
+    """A cell for each row and column, "3 of 4", darker for a larger share; a dash where none is.
 
     Example: `counts_grid({"hedging": {"weak": (6, 6), "strict": (0, 6)}}, title="...")`
     """
     columns = list(dict.fromkeys(name for row in counts.values() for name in row))
     shares = np.array([[_share(row.get(name)) for name in columns] for row in counts.values()])
     figure, axes = plt.subplots(figsize=(WIDTH, 1.0 + 0.32 * len(counts)))
-    axes.imshow(shares, cmap="Oranges", vmin=0, vmax=1.25, aspect="auto")
+    axes.imshow(shares, cmap="Oranges", vmin=0, vmax=2, aspect="auto")
     for y, row in enumerate(counts.values()):
         for x, name in enumerate(columns):
             text = "{} of {}".format(*row[name]) if name in row else "–"
@@ -277,10 +277,12 @@ def counts_grid(counts: Mapping[str, Mapping[str, tuple[int, int]]], *, title: s
     axes.set_yticks(range(len(counts)), list(counts))
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
-    finished = _finish(figure, axes, title, legend=False)
+    _finish(figure, axes, title, legend=False)
     axes.grid(visible=False)
+    axes.hlines(np.arange(len(counts) - 1) + 0.5, -0.5, len(columns) - 0.5, color="white")
+    axes.vlines(np.arange(len(columns) - 1) + 0.5, -0.5, len(counts) - 0.5, color="white", lw=4)
     axes.spines[["left", "bottom"]].set_visible(False)
-    return finished
+    return figure
 
 
 def _share(count: tuple[int, int] | None) -> float:
