@@ -195,9 +195,12 @@ def test_a_long_conversation_is_one_text():
 
 def test_templates_are_registered_by_name(monkeypatch, tmp_path):
     monkeypatch.setattr(conversation, "TEMPLATES", dict(conversation.TEMPLATES))
-    register_template("mine", Template(user="Q {input}\n", assistant="A {output}</s>"))
+    register_template("mine", Template(user="Q {input}\n", assistant="A {output}</s>",
+                                       separator="\n"))
     assert with_prompt({"prompt": "a", "response": "b"}, "mine") == {
         "prompt": "Q a\nA", "response": " b</s>"}
+    long = with_prompt({"turns": turns("a", "b", "c"), "response": "d"}, "mine")
+    assert long["prompt"] == "Q a\nA b</s>\nQ c\nA" and long["response"] == " d</s>"
     with pytest.raises(ValueError, match="'mine' already"):
         register_template("mine", Template(user="{input}", assistant="{output}"))
     with pytest.raises(ValueError, match="user needs .input. once"):
