@@ -109,11 +109,12 @@ class Dashboard:
 def _exercise_html(row: ExerciseRow) -> str:
     mark, colour, words = STATES[row.state]
     cell = "border:0;padding:.15em 1em .15em 0;text-align:left;vertical-align:top"
+    code = "color:#5b6270;background:transparent;padding:0"
     ink = "#5b6270" if row.state == "-" else colour
     return (
         f"<tr style='background:transparent'><td style='{cell};color:{ink}'><b>{mark}</b></td>"
         f"<td style='{cell}'>{html.escape(row.title)}<br>"
-        f"<code style='color:#5b6270;background:transparent'>{html.escape(row.name)}</code></td>"
+        f"<code style='{code}'>{html.escape(row.name)}</code></td>"
         f"<td style='{cell};color:{ink}'>{words}</td>"
         f"<td style='{cell};color:#5b6270'>{_hints(row).lstrip(', ')}</td></tr>"
     )

@@ -58,11 +58,14 @@ import sys
 import time
 from pathlib import Path
 
+from IPython.display import display
+
 from workbook.answers import answer, observed, predict
 from workbook.check import check
 from workbook.dashboard import progress
 from workbook.hints import exercise_number, find_exercise, hint, use_reference
 from workbook.monitor import live_monitor
+from workbook.panel import note
 from workbook.profiles import active_profile, use_profile
 from workbook.progress import (
     current_lesson,
@@ -113,12 +116,12 @@ def ready(*names: str) -> bool:
     """
     notebook = vars(sys.modules["__main__"])
     missing = [name for name in names if name not in notebook or is_stub(notebook[name])]
-    for name in missing:
-        print(
-            f"This cell needs {name} ({exercise_number(name)}): write it above, "
-            f'or go on with {name} = use_reference("{name}")'
-        )
-    if not missing:
+    if missing:
+        needed = " and ".join(f"{name} ({exercise_number(name)})" for name in missing)
+        them, first = "them" if missing[1:] else "it", missing[0]
+        way = f'write {them} above, or go on with {first} = use_reference("{first}")'
+        display(note(f"This cell needs {needed}: {way}"))
+    else:
         _warn_of_failing(names)
     return not missing
 
@@ -127,7 +130,8 @@ def _warn_of_failing(names: tuple[str, ...]) -> None:
     for name in names:
         evidence = load(find_exercise(name)[0])["exercises"].get(name)
         if evidence and evidence["outcome"] in ("failed", "raised"):
-            print(f"The last check of {name} did not pass: what follows uses it as it is.")
+            says = f"The last check of {name} did not pass: what follows uses it as it is."
+            display(note(says))
 
 
 def run_folder(name: str | None = None) -> Path:
