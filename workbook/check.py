@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from workbook.hints import CourseFileError, find_exercise, remember_exercise
 from workbook.panel import Panel, count
+from workbook.pristine import as_kept
 from workbook.progress import digest, record_check
 from workbook.properties import Result, check_version, codes, evaluate
 
@@ -19,6 +20,11 @@ def check(function, name: str | None = None, *, seed: int | None = None) -> Pane
 
     Fixtures are random and fresh each time; a failure shows the seed that repeats it.
     """
+    with as_kept():
+        return _check(function, name, seed)
+
+
+def _check(function, name: str | None, seed: int | None) -> Panel:
     try:
         function, name = _resolve(function, name)
         lesson, exercise = find_exercise(name)

@@ -28,7 +28,7 @@ def test_extract_answer__last_statement_counts(fn, rng):
             (f"The answer is {first}. Wait: the answer is {last}.", str(last)),
             (f"#### {first}\nNo.\n#### {last}\nDone.", str(last)),
             (f"<answer>{first} <answer>{last}</answer>", str(last)),
-            (f"<answer>{last}</answer> or <answer>{first}", str(last), "An open tag states nothing."),
+            (f"<answer>{last}</answer> or <answer>{first}", str(last), "An open tag is no answer."),
         ],
         hint="re.search gives the first match; the answer that counts is the last one.",
     )
@@ -51,6 +51,7 @@ def test_extract_answer__other_forms(fn, rng):
             ("#### -1,000 eggs\nDone.", "-1,000 eggs", "The answer ends with its line."),
             ("The answer is -1,000.", "-1,000", "A number may have a sign and commas."),
             ("The answer is 2.50.", "2.50", "A number may have decimals."),
+            ("The answer is $18.", "$18", "A number may have a currency sign: keep it."),
             ("<answer>Nelgar, 3/4</answer>", "Nelgar, 3/4", "A tag may hold any text, as it is."),
         ],
     )
@@ -280,7 +281,7 @@ def test_qa_scores__exact(fn):
 
 
 def test_qa_scores__long_answers(fn):
-    "A sentence that holds the gold keeps SubEM at 1 and lowers F1: precision counts the needless words."
+    "A sentence that holds the gold keeps SubEM at 1 and lowers F1, for precision counts each word."
     got = fn("Ana studied in Nelgar", ["Nelgar"])
     assert_close(got["sub_em"], 1.0, hint="SubEM asks whether a gold stands inside the prediction.")
     assert_close(got["f1"], 0.4, hint="Here P = 1/4 and R = 1, so F1 = 2 P R / (P + R) = 0.4.")

@@ -285,7 +285,7 @@ def odd_pairs(fn, rng):
         (f"-{n}", f"-{n}"), (f"{n} and then some", str(n)), (f"about {n}", str(n)),
         (f"{n}.0000001", str(n)), (f"{n}%", str(n)), (str(n), f"{n}%"), (f"{n}%", f"0.{n}"),
         (f"-{n}", str(n)), (f"1{n}", str(n)), (f"{n} big red eggs", str(n)),
-        ("2/4", "1/2"), (f"{n}/0", f"{n}/0"), ("0" * 300 + str(n), str(n)), (f"{n}!", str(n)),
+        ("2/4", "1/2"), (f"{n}/0", str(n)), ("0" * 300 + str(n), str(n)), (f"{n}!", str(n)),
     ):
         fn(*pair)
 
