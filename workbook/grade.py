@@ -206,6 +206,9 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nStopped; nothing was written.", file=sys.stderr)
+        return 130
     write_text(Path(table), table_text(rows))
     if junit:
         write_text(Path(junit), junit_text(rows))

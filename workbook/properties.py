@@ -86,7 +86,7 @@ def evaluate(lesson: str, name: str, function, seed: int | None = None) -> Resul
         found, remark = _run_all(tests, function, seed)
         outcome = next((each["outcome"] for each in found if each["outcome"] != "passed"), "passed")
         result = Result(outcome, seed, len(tests), found, remark=remark)
-        if outcome == "passed" and _is_or_forwards_to_reference(lesson, name, function, seed):
+        if outcome == "passed" and is_or_forwards_to_reference(lesson, name, function, seed):
             result.outcome = "reference"
         elif outcome in ("failed", "raised") and "ending" not in found[-1]:
             result.mistake = _named(lesson, name, function, seed)
@@ -315,8 +315,8 @@ def _named(lesson: str, name: str, function, seed: int) -> Mistake | None:
     return None if index is None else mistakes[index]
 
 
-def _is_or_forwards_to_reference(lesson: str, name: str, function, seed: int) -> bool:
-    """Whether a function that passed is the course's own, or does nothing right without it."""
+def is_or_forwards_to_reference(lesson: str, name: str, function, seed: int) -> bool:
+    """Whether a function is the course's own, or does something else without it."""
     references = [reference_function(name), *reference_parts(name)]
     own = {id(code) for reference in references for code in codes(reference)}
     if own & {id(code) for code in codes(function)}:

@@ -162,6 +162,7 @@ def _supervise(prepare, work, limits: Limits, shown, place: Path, send, write_en
     except TimeoutError:
         report = ("died", "stopped")
     _end_all(pid)
+    shutil.rmtree(place, ignore_errors=True)  # the grader may be gone
     send({"ending": report[0], "detail": report[1]})
 
 

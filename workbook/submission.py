@@ -23,7 +23,7 @@ from workbook import hints
 from workbook.pristine import LIBRARIES, Kept
 from workbook.process import MEGABYTE
 from workbook.progress import course_root
-from workbook.properties import evaluate
+from workbook.properties import evaluate, is_or_forwards_to_reference
 from workbook.sandbox import Refused
 
 MOST_MB = 20
@@ -247,6 +247,12 @@ def _judge(lesson: str, name: str, function, elsewhere: dict[str, int], seed: in
         remarks = [_not_run(name, elsewhere[name])] if name in elsewhere else []
         return {"exercise": name, "outcome": "not attempted", "remarks": remarks}
     result = evaluate(lesson, name, function, seed)
+    outcome = result.outcome
+    ran_through = result.properties and "ending" not in result.properties[-1]
+    if outcome in ("failed", "raised") and result.held and ran_through:
+        # A wrapper that spoils one case on purpose would earn the reference's points elsewhere.
+        if is_or_forwards_to_reference(lesson, name, function, seed):
+            outcome = "reference"
     errors = [found["error"] for found in result.properties if found.get("error")]
     undefined = re.findall(r"NameError: name '(\w+)' is not defined", " ".join(errors))
     lacking = set(undefined) & set(elsewhere)
@@ -254,7 +260,7 @@ def _judge(lesson: str, name: str, function, elsewhere: dict[str, int], seed: in
     remarks = remarks or [_short(f"{name}: {error}") for error in errors[:1]]
     return {
         "exercise": name,
-        "outcome": result.outcome,
+        "outcome": outcome,
         "properties": {each["name"]: [each["outcome"], _says(each)] for each in result.properties},
         "mistake": result.mistake.name if result.mistake else "",
         "remarks": remarks,

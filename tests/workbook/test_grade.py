@@ -1,8 +1,10 @@
 """`workbook grade` on real notebooks: honest, wrong, odd and hostile ones, each in its own row."""
 
 import csv
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -151,6 +153,10 @@ def honest() -> dict[str, list[dict]]:
         "forwards": toy(
             "import helpers.rewards as r\ndef last_number(text):\n    return r.last_number(text)"
         ),
+        "forwards_mostly": toy(
+            "import helpers.rewards as r\ndef last_number(text):\n"
+            "    return r.last_number(text) or ''"
+        ),
         "=HYPERLINK(1)": toy(),
     }
 
@@ -206,7 +212,20 @@ def hostile(spy: str) -> dict[str, list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def room_shows():
+    """What a room shows to these tests, which run hostile code only where there is one."""
+    shown = [ROOT / "workbook"]
+    try:
+        missing = what_is_missing(shown)
+    except Refused as error:
+        missing = [str(error)]
+    if missing:
+        pytest.skip(f"hostile code is run in a room only, and here is none: {missing[0]}")
+    return shown
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, room_shows):
     """Every toy submission, graded once: rows by name, the folder, what a listener heard."""
     patch = pytest.MonkeyPatch()
     base = tmp_path_factory.mktemp("grading")
@@ -276,6 +295,7 @@ HONEST_SCORES = {
     "imported": (50, "reference"),
     "assigned": (50, "reference"),
     "forwards": (50, "reference"),
+    "forwards_mostly": (50, "reference"),
     "=HYPERLINK(1)": (100, "passed"),
     "odd_cells": (100, "passed"),
 }
@@ -299,6 +319,7 @@ REMARKS = {
     "imported": "last_number is the course's own function, or calls it",
     "assigned": "last_number is the course's own function, or calls it",
     "forwards": "last_number is the course's own function, or calls it",
+    "forwards_mostly": "last_number is the course's own function, or calls it",
     "odd_cells": "no cells of a notebook: 4, 5, 6",
     "not_json": "it is not JSON",
     "no_notebook": "it is JSON, but not a notebook",
@@ -406,17 +427,50 @@ def test_nothing_is_left_behind(run):
     _, _, before, _ = run
     assert _places() == before
     assert not Path("/tmp/alive").exists() and not Path("/tmp/trained").exists()
+    assert "leftover" not in _process_names()
+    assert sandbox._descendants(os.getpid()) == []
+
+
+def test_a_grader_that_is_killed_leaves_nothing_behind(room_shows):
+    def work(_, send):
+        ctypes.CDLL(None).prctl(15, b"survivor", 0, 0, 0)
+        time.sleep(60)
+
+    grader = os.fork()
+    if grader == 0:
+        sandbox.launch(lambda: None, work, sandbox.Limits(seconds=60), room_shows)
+        time.sleep(60)
+        os._exit(0)
+    try:
+        assert _soon(lambda: "survivor" in _process_names())
+    finally:
+        os.kill(grader, signal.SIGKILL)
+        os.waitpid(grader, 0)
+    assert _soon(lambda: "survivor" not in _process_names() and not _places())
+
+
+def _soon(condition, seconds: float = 15.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _process_names() -> list[str]:
     names = []
     for path in Path("/proc").glob("[0-9]*/comm"):
         try:
             names.append(path.read_text().strip())
         except OSError:
             continue
-    assert "leftover" not in names
-    assert sandbox._descendants(os.getpid()) == []
+    return names
 
 
-def test_the_same_seed_gives_the_same_rows_and_no_seed_a_fresh_one(tmp_path, monkeypatch):
+def test_the_same_seed_gives_the_same_rows_and_no_seed_a_fresh_one(
+    tmp_path, monkeypatch, room_shows
+):
     monkeypatch.setenv("WORKBOOK_ROOT", str(make_course(tmp_path / "course")))
     folder = tmp_path / "in"
     folder.mkdir()
@@ -532,7 +586,7 @@ def test_bad_arguments_get_one_sentence(tmp_path):
     assert not table.exists()
 
 
-def test_lesson_01_from_the_command_line(tmp_path):
+def test_lesson_01_from_the_command_line(tmp_path, room_shows):
     folder, table, report = tmp_path / "in", tmp_path / "t.csv", tmp_path / "t.xml"
     folder.mkdir()
     for name, source in (("solution", "solutions"), ("untouched", "lessons")):
