@@ -121,6 +121,36 @@ def evaluate(
     )
 
 
+@verb("train")
+def train(
+    kind: Annotated[str, typer.Argument(help="sft or reward.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="lr=1e-4 lora.r=8 ...")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="A YAML file, or sft_tiny, sft_small ... [KIND_tiny].")
+    ] = None,
+    model_name: Annotated[str | None, typer.Option("--model_name", help="model.name")] = None,
+    output_dir: Annotated[str | None, typer.Option("--output_dir", help="out")] = None,
+    epochs: Annotated[float | None, typer.Option(help="num_epochs")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch_size", help="batch_size")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning_rate", help="lr")] = None,
+    settings: Annotated[bool, typer.Option("--settings", help="List all settings.")] = False,
+) -> None:
+    from workbook import train as training
+
+    if settings:
+        print(training.settings_table(kind))
+        return
+    named = {
+        "model.name": model_name,
+        "out": output_dir,
+        "num_epochs": epochs,
+        "batch_size": batch_size,
+        "lr": learning_rate,
+    }
+    given = [f"{name}={value}" for name, value in named.items() if value is not None]
+    training.train(kind, config or f"{kind}_tiny", [*(overrides or []), *given])
+
+
 @verb("grade")
 def grade(
     folder: Annotated[Path, typer.Argument(help="Where the notebooks are.")],

@@ -107,10 +107,10 @@ class RunFolder:
         start = fingerprint(loop.parameters)
         stored = self._stored()
         if stored is not None:
-            why = self._why_another(stored, start) if self.resume else "resume=False was given"
-            if not why:
+            why = self._why_another(stored, start)
+            if self.resume and not why:
                 return
-            self._set_aside(why)
+            self._set_aside(why) if self.resume else self._delete()
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / SETTINGS, {**self.identity, "start": start})
 
@@ -132,10 +132,19 @@ class RunFolder:
         """Move the files of the run that is in the folder, and no others."""
         aside = _free_name(self.path)
         aside.mkdir()
-        for name in (CHECKPOINTS, METRICS, SUMMARY, *MODELS, SETTINGS):
-            if (self.path / name).exists():
-                os.replace(self.path / name, aside / name)
+        for path in self._files():
+            os.replace(path, aside / path.name)
         warnings.warn(f"{self.path} held another run ({why}); it is now {aside}.", stacklevel=7)
+
+    def _delete(self) -> None:
+        """Delete the files of the run that is in the folder, and no others."""
+        for path in self._files():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _files(self) -> list[Path]:
+        """The files and folders of a run; its settings, which make it one, are the last."""
+        names = (CHECKPOINTS, METRICS, SUMMARY, *MODELS, SETTINGS)
+        return [self.path / name for name in names if (self.path / name).exists()]
 
     def _why_another(self, stored: dict[str, Any], start: str) -> str:
         """What differs between the stored run and this one; empty where it is the same."""

@@ -39,8 +39,8 @@ class TrainSettings:
     )
     micro_batch_size: int | None = _setting(
         None,
-        "examples that go through the model at once, in each process; fewer take less memory and "
-        "change no gradient (none: all of the process's share)",
+        "examples that go through the model at once; fewer take less memory and change no "
+        "gradient (none: the whole share of a process)",
         low=1,
     )
     lr: float = _setting(
@@ -147,6 +147,11 @@ class RewardSettings(TrainSettings):
     num_epochs: float = _setting(1.0, "passes over the data", above=0)
     batch_size: int = _setting(
         32, "pairs of one optimiser step, over all processes and micro-batches", low=1
+    )
+    max_length: int | None = _setting(
+        None,
+        "tokens of prompt and response; a longer pair is left out (none: the model's window)",
+        low=2,
     )
     center_coefficient: float = _setting(
         0.0, "weight of (chosen + rejected reward)^2, which keeps rewards near zero", low=0

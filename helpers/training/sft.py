@@ -52,7 +52,8 @@ def train_sft(
     callbacks: called as callback(run, record) after each step; see `Run.metrics`.
     out_dir: folder for settings.json, metrics.jsonl, summary.json, checkpoints and the model or
         adapter. With `resume` a run that was killed or interrupted goes on from its last
-        checkpoint to the same weights; the files of another run are set aside.
+        checkpoint to the same weights, a finished one is returned as it is, and the files of
+        another run are set aside. Without, an earlier run in the folder is deleted.
 
     An interrupt (Ctrl-C, the stop button) ends the run after the current step and returns it.
 

@@ -26,7 +26,7 @@ def examples(count=10):
     return [dict(zip(names, text[i::count], strict=True)) for i in range(count)]
 
 
-def train(method, folder, out, *, callbacks=(), lora=LORA, **changes):
+def train(method, folder, out, *, callbacks=(), lora=LORA, resume=True, **changes):
     options = {"num_epochs": 2, "batch_size": 4, "micro_batch_size": 3, "lr": 1e-2,
                "save_every": 2, "progress": False, "schedule": "cosine"} | changes
     load, run, kind = {
@@ -35,7 +35,8 @@ def train(method, folder, out, *, callbacks=(), lora=LORA, **changes):
     }[method]
     model, tokenizer = load(folder, lora=lora, device="cpu")
     data = [row | {"chosen": row["response"]} for row in examples()]
-    return run(model, data, kind(**options), tokenizer=tokenizer, out_dir=out, callbacks=callbacks)
+    return run(model, data, kind(**options), tokenizer=tokenizer, out_dir=out, callbacks=callbacks,
+               resume=resume)
 
 
 def weights(run):
@@ -143,6 +144,17 @@ def test_the_files_of_another_run_are_set_aside(change, named, tiny_folder, tmp_
     assert kept == first.metrics
     assert (tmp_path / "a-before-1" / "adapter").is_dir()
     assert (tmp_path / "a" / "notes.txt").exists()
+
+
+def test_without_resume_the_earlier_run_is_deleted_and_nothing_else(tiny_folder, tmp_path):
+    first = train("sft", tiny_folder, tmp_path / "a", max_steps=3)
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    again = train("sft", tiny_folder, tmp_path / "a", max_steps=3, resume=False)
+    assert_same(again, first)
+    logged = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    assert len(logged) == 3 and json.loads(logged[0])["seconds"] != first.metrics[0]["seconds"]
+    assert (tmp_path / "a" / "notes.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_folder_that_is_not_of_a_run_is_left_alone(tiny_folder, tmp_path):

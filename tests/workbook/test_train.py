@@ -1,0 +1,158 @@
+"""The verb `train`: configurations, data of several formats, what is written and printed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers.data import load_records
+from helpers.models import load_model, load_reward_model
+from workbook.cli import run_command
+from workbook.train import (
+    SETTINGS,
+    DataSection,
+    load_data,
+    prompt_writer,
+    read_config,
+    settings_table,
+    train,
+)
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "workbook" / "configs" / "train").glob("*.yaml"))
+
+
+@pytest.fixture
+def config(tmp_path, tiny_folder):
+    """A function that writes data and a configuration, and returns the path of the latter."""
+
+    def write(rows, **settings):
+        data = tmp_path / "data.jsonl"
+        data.write_text("\n".join(map(json.dumps, rows)))
+        values = {"model": {"name": str(tiny_folder), "device": "cpu"}, "lora": {"r": 4},
+                  "data": {"train": str(data)}, "out": str(tmp_path / "run"), "progress": False}
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values | settings))
+        return path
+
+    return write
+
+
+def test_shipped_configurations_are_valid_and_named_by_profile():
+    assert [path.stem for path in CONFIGS] == [
+        f"{kind}_{profile}" for kind in ("reward", "sft") for profile in ("full", "small", "tiny")]
+    for path in CONFIGS:
+        chosen, settings = read_config(path.stem.split("_")[0], path.stem)
+        assert chosen.lora and settings.lr > 0
+
+
+def test_the_full_sft_configuration_carries_the_published_names_and_values():
+    values = yaml.safe_load((ROOT / "workbook/configs/train/sft_full.yaml").read_text())
+    assert values["model"]["name"] == "Qwen/Qwen2.5-7B-Instruct"
+    assert values["lora"] == {"r": 16, "alpha": 32}
+    assert (values["num_epochs"], values["batch_size"], values["lr"]) == (3, 4, 2e-4)
+
+
+def test_sft_from_the_command_line(config, tmp_path, tiny_folder, capsys):
+    rows = [{"prompt": "Nora has", "response": " 12 apples"}, {"prompt": "x"},
+            {"prompt": "How many?", "response": " 42"}]
+    path = config(rows)
+    assert run_command(["train", "sft", "--config", str(path), "lora.r=2", "--epochs", "2",
+                        "--batch_size", "2", "--learning_rate", "1e-2"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("2 used, 1 bad", "data.jsonl:2", "Finished: 2 of 2 steps", "loss ", "adapter"):
+        assert text in shown
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())["settings"]
+    assert (settings["num_epochs"], settings["batch_size"], settings["lr"]) == (2, 2, 0.01)
+    model, _ = load_model(tiny_folder, adapter=tmp_path / "run" / "adapter", device="cpu")
+    assert model.peft_config["default"].r == 2
+
+
+def test_a_reward_model_from_the_command_line(config, tmp_path, tiny_folder, capsys):
+    row = {"prompt": "Where?", "response_0": " here", "response_1": " there",
+           "better_response_id": 1}
+    path = config([row] * 4, eval_every=1)
+    assert run_command(["train", "reward", "--config", str(path), f"data.eval={path.parent}"
+                        "/data.jsonl", "max_steps=2"]) == 0
+    assert "eval_accuracy" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["method"] == "reward"
+    load_reward_model(tiny_folder, adapter=tmp_path / "run" / "adapter", device="cpu")
+
+
+@pytest.mark.parametrize("overrides, sentence", [
+    (["lrr=1"], "'lrr=1' is no setting of this training; write it like lr=..."),
+    (["model.nam=x"], "write it like model.name=..."),
+    (["center_coefficient=1"], "no setting of this training"),
+    (["lr=fast"], "Setting lr must be a number, but it is 'fast'."),
+    (["lora.r=many"], "lora.r: Input should be a valid integer"),
+    (["data.train=nowhere.jsonl"], "There is no file"),
+    (["data.prompt=nowhere"], "There is no template 'nowhere'"),
+    (["model.name=./nowhere"], "There is no model folder"),
+])
+def test_a_wrong_setting_is_answered_in_one_sentence(overrides, sentence, config, capsys):
+    path = config([{"prompt": "a", "response": "b"}])
+    assert run_command(["train", "sft", "--config", str(path), *overrides]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("kind, text, sentence", [
+    ("dpo", "", "There is no training 'dpo': take sft or reward."),
+    ("sft", "- 1", "must hold sections"),
+    ("sft", "model: {name: x}", "data: Field required"),
+    ("sft", "a: [", "is no YAML file"),
+])
+def test_a_wrong_configuration_is_answered_in_one_sentence(kind, text, sentence, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        train(kind, tmp_path / "a.yaml")
+    with pytest.raises(FileNotFoundError, match="one of reward_full, .*sft_tiny"):
+        read_config("sft", "nowhere")
+
+
+def test_data_for_another_training_is_refused(config):
+    path = config([{"prompt": "a", "response": "b"}]).with_name("data.jsonl")
+    with pytest.raises(ValueError, match="`train reward` needs prompt, chosen, rejected"):
+        load_data("reward", str(path), DataSection(train=str(path)))
+
+
+def written(tmp_path, base_model, record, prompt):
+    """The one record of a file as it is trained on."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record))
+    data, _ = load_records(path)
+    return prompt_writer(prompt, base_model[1])(data[0])
+
+
+def test_questions_get_their_prompt(tmp_path, base_model):
+    maths = {"question": "2 + 2?", "answer": "2+2=4\n#### 4"}
+    row = written(tmp_path, base_model, maths, None)
+    assert (row["prompt"], row["response"]) == ("Question: 2 + 2?\nAnswer:", " 2+2=4\n#### 4")
+    row = written(tmp_path, base_model, maths, "chat")
+    assert row["prompt"] == "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    assert row["response"] == "2+2=4\n#### 4"
+    qa = {"question": "Who sings?", "passages": ["Ana sings."], "answers": ["Ana", "she"]}
+    row = written(tmp_path, base_model, qa, None)
+    assert (row["prompt"], row["response"]) == (
+        "[1] Ana sings.\nQuestion: Who sings?\nAnswer:", " Ana")
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+    row = written(tmp_path, base_model, {"messages": chat}, "chat")
+    assert row["prompt"].count("<|im_start|>") == 4 and row["response"] == "d"
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_the_page_lists_every_setting(kind, capsys):
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert settings_table(kind) in page, f"put the output of `workbook train {kind} --settings` in"
+    assert run_command(["train", kind, "--settings"]) == 0
+    assert capsys.readouterr().out.strip() == settings_table(kind)
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_the_examples_of_the_page_are_valid(kind):
+    for line in settings_table(kind).splitlines()[2:]:
+        example = re.findall(r"`([^`]*)`", line)[-1]
+        read_config(kind, f"{kind}_tiny", [example])

@@ -1,0 +1,305 @@
+"""The verb `train`: SFT or a reward model from a configuration file and `key=value` texts."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from helpers.conversation import turns_of
+from helpers.data import LoadReport, load_records
+from helpers.models import LoraSettings, load_model, load_reward_model
+from helpers.prompts import load_template, render, render_passages
+from helpers.registry import load_registered
+from helpers.training import RewardSettings, Run, SFTSettings, train_reward_model, train_sft
+from workbook.progress import course_root, run_root
+
+SETTINGS = {"sft": SFTSettings, "reward": RewardSettings}
+COLUMNS = {"sft": ("prompt", "response"), "reward": ("prompt", "chosen", "rejected")}
+RESPONSES = ("response", "chosen", "rejected")
+CHAT = "chat"  # the prompt "template" that is the model's own chat template
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(_Section):
+    name: str = Field(description="folder or hub name of the model that is trained")
+    adapter: str | None = Field(None, description="saved adapter to go on from, in place of lora")
+    quantization: Literal["nf4", "int8", "awq"] | None = Field(
+        None, description="of the frozen base: nf4, int8 or awq"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the frozen weights; training all of a large model wants float32"
+    )
+    device: str = Field("auto", description="auto is CUDA, else Apple's GPU, else the CPU")
+
+
+class LoraSection(_Section):
+    r: int = Field(16, description="rank of the update")
+    alpha: int = Field(32, description="the update counts alpha / r")
+    dropout: float = Field(0.0, description="share of the inputs dropped in training")
+    target_modules: str | list[str] = Field("all-linear", description="layers that get one")
+
+
+class DataSection(_Section):
+    train: str = Field(description="file, hub name, or name in the registry")
+    eval: str | None = Field(None, description="the same, held out")
+    format: str = Field("auto", description="a name of `workbook data formats`")
+    registry: str | None = Field(None, description="JSON file of data sets by name")
+    template: str | None = Field(None, description="conversation style that prompts are written in")
+    prompt: str | None = Field(
+        None,
+        description="template for questions, by name or path; chat: the model's own chat template "
+        "(none: question_answer, or qa)",
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="so many records at most")
+    split: str = Field("train", description="of a hub data set")
+
+
+class Config(_Section):
+    """The sections that say what is trained, on what, and where it is written."""
+
+    model: ModelSection
+    lora: LoraSection | None = None
+    data: DataSection
+    out: str | None = None
+
+
+def train(kind: str, config: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Train what a configuration file says, changed by `key=value` texts; print what came of it.
+
+    kind: "sft" or "reward". Keys are those of the file: `lr=1e-4`, `model.name=...`, `lora=null`.
+    A run that was stopped goes on from its last checkpoint when the same command is given again.
+
+    Raises ValueError or OSError in one sentence, before a model is loaded where it can.
+    """
+    chosen, settings = read_config(kind, config, overrides)
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    is_main = os.environ.get("RANK", "0") == "0"
+    parts = {name: source for name in ("train", "eval") if (source := getattr(chosen.data, name))}
+    loaded = {name: load_data(kind, source, chosen.data) for name, source in parts.items()}
+    model, tokenizer = load(kind, chosen)
+    write = prompt_writer(chosen.data.prompt, tokenizer)
+    rows = {name: [write(row) for row in data] for name, (data, _) in loaded.items()}
+    if is_main:
+        for name, (_, report) in loaded.items():
+            print(f"{name}: {report.describe()}")
+    run = {"sft": train_sft, "reward": train_reward_model}[kind](
+        model,
+        rows["train"],
+        settings,
+        tokenizer=tokenizer,
+        eval_data=rows.get("eval"),
+        out_dir=chosen.out or run_root() / "train" / f"{kind}-{Path(chosen.model.name).name}",
+    )
+    if is_main:
+        print(described(run))
+    return run
+
+
+def read_config(kind: str, config: str | Path, overrides: Sequence[str] = ()):
+    """(Config, settings of the training) of a file and `key=value` texts.
+
+    config: a path, or the name of a file of workbook/configs/train.
+    """
+    known = [row[0] for row in settings_rows(kind)] + ["lora", "out"]
+    path = Path(config)
+    if not path.is_file():
+        shipped = Path(__file__).parent / "configs" / "train"
+        names = sorted(file.stem for file in shipped.glob("*.yaml"))
+        if str(config) not in names:
+            raise FileNotFoundError(
+                f"There is no configuration {config}: give a file, or one of {', '.join(names)}."
+            )
+        path = shipped / f"{config}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold sections and settings as `name: value`.")
+    for override in overrides:
+        _apply(override, values, known)
+    sections = {name: values.pop(name) for name in Config.model_fields if name in values}
+    try:
+        chosen = Config.model_validate(sections)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {field}: {first['msg']} (got {first['input']!r}).") from error
+    return chosen, SETTINGS[kind].from_dict(values, source=str(path))
+
+
+def _apply(override: str, values: dict, known: Sequence[str]) -> None:
+    """Set `key=value` or `section.key=value` in place; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    section, _, field = key.strip().partition(".")
+    if not equals or key.strip() not in known:
+        near = get_close_matches(key.strip(), known, n=1)
+        example = f"{near[0]}=..." if near else "lr=1e-4"
+        raise ValueError(f"{override!r} is no setting of this training; write it like {example}.")
+    value = yaml.safe_load(text)
+    if field:
+        values[section] = {**(values.get(section) or {}), field: value}
+    else:
+        values[section] = value
+
+
+def load_data(kind: str, source: str, section: DataSection) -> tuple[Any, LoadReport]:
+    """The records of a file, hub name or registry, and what was bad among them.
+
+    Raises ValueError where they are not what this training reads.
+    """
+    options = {"limit": section.limit, "split": section.split, "template": section.template}
+    if section.registry:
+        data, report = load_registered(source, section.registry, **options)
+    else:
+        inside = course_root() / source  # a file of the course, wherever the command is given
+        source = str(inside) if inside.is_file() else source
+        data, report = load_records(source, format=section.format, **options)
+    is_question = kind == "sft" and {"question", "answer"} <= set(data.column_names)
+    is_question |= kind == "sft" and {"question", "answers"} <= set(data.column_names)
+    missing = [name for name in COLUMNS[kind] if name not in data.column_names]
+    if missing and not is_question:
+        raise ValueError(
+            f"{source} holds {', '.join(data.column_names)} (read as {report.format}), but "
+            f"`train {kind}` needs {', '.join(COLUMNS[kind])}."
+        )
+    return data, report
+
+
+def load(kind: str, config: Config):
+    """(model, tokenizer) of the model and lora sections."""
+    section, lora = config.model, None
+    if config.lora and not section.adapter:
+        lora = LoraSettings(
+            rank=config.lora.r,
+            alpha=config.lora.alpha,
+            dropout=config.lora.dropout,
+            target_modules=config.lora.target_modules,
+        )
+    inside = course_root() / section.name
+    return {"sft": load_model, "reward": load_reward_model}[kind](
+        str(inside) if inside.is_dir() else section.name,
+        adapter=section.adapter,
+        lora=lora,
+        quantization=section.quantization,
+        device=section.device,
+        dtype=section.dtype,
+    )
+
+
+def prompt_writer(prompt: str | None, tokenizer) -> Callable[[dict], dict]:
+    """A function from a loaded record to one with prompt and response, or the pair's columns."""
+    template = load_template(prompt) if prompt not in (None, CHAT) else None
+
+    def chat(row: dict) -> str:
+        turns = turns_of({"prompt": asked(row), **row})
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def asked(row: dict) -> str:
+        if "question" not in row:
+            return row["prompt"]
+        passages = row.get("passages")
+        return f"{render_passages(passages)}\n{row['question']}" if passages else row["question"]
+
+    def write(row: dict) -> dict:
+        written = dict(row)
+        if "question" in row:
+            answer = row["answer"] if "answer" in row else row["answers"][0]
+            written["response"] = f" {answer}"
+            if prompt != CHAT:
+                written["prompt"] = _filled(template, row)
+        if prompt == CHAT:
+            written["prompt"] = chat(row)
+            for name in RESPONSES:  # the chat template ends where the response starts
+                if name in written:
+                    written[name] = written[name].removeprefix(" ")
+        return written
+
+    return write
+
+
+def _filled(template: str | None, row: dict) -> str:
+    template = template or load_template("qa" if "passages" in row else "question_answer")
+    values = {"question": row["question"]}
+    if "passages" in row:
+        values["passages"] = render_passages(row["passages"])
+    return render(template, **values)
+
+
+def described(run: Run) -> str:
+    """What came of a run, in a few lines."""
+    first, last, summary = run.metrics[0], run.metrics[-1], run.summary
+    shown = [
+        f"{name} {first[name]:.4g} -> {last[name]:.4g}"
+        for name in ("loss", "accuracy", "grad_norm")
+        if first.get(name) is not None and last.get(name) is not None
+    ]
+    shown += [f"{name} {last[name]:.4g}" for name in last if name.startswith("eval_")]
+    skipped = f", {summary['skipped_steps']} skipped" if summary["skipped_steps"] else ""
+    return "\n".join([
+        f"{summary['status'].capitalize()}: {summary['steps']} of {summary['total_steps']} steps"
+        f"{skipped} in {summary['seconds']:.0f} s on {summary['examples']['used']} of "
+        f"{summary['examples']['rows']} examples.",
+        "; ".join(shown) + ".",
+        f"Files: {run.folder / summary['model']}, and metrics.jsonl, settings.json, summary.json "
+        "beside it.",
+    ])
+
+
+def settings_rows(kind: str) -> list[tuple[str, Any, str]]:
+    """(name, default, effect) of every key that a configuration may hold."""
+    if kind not in SETTINGS:
+        raise ValueError(f"There is no training {kind!r}: take {' or '.join(SETTINGS)}.")
+    rows = []
+    for name, section in (("model", ModelSection), ("lora", LoraSection), ("data", DataSection)):
+        for field, info in section.model_fields.items():
+            default = "needed" if info.is_required() else info.default
+            rows.append((f"{name}.{field}", default, info.description))
+    rows += [(info.name, info.default, info.metadata["effect"]) for info in fields(SETTINGS[kind])]
+    return rows
+
+
+def settings_table(kind: str) -> str:
+    """The keys as a Markdown table: parameter, default, effect, example."""
+    lines = ["| parameter | default | effect | example |", "|---|---|---|---|"]
+    for name, default, effect in settings_rows(kind):
+        shown = yaml.safe_dump(default).split("\n")[0] if default != "needed" else default
+        example = EXAMPLES.get(name, default)
+        text = yaml.safe_dump(example, default_flow_style=True).split("\n")[0]
+        lines.append(f"| `{name}` | {shown} | {effect} | `{name}={text}` |")
+    return "\n".join(lines)
+
+
+EXAMPLES = {
+    "model.name": "Qwen/Qwen2.5-0.5B",
+    "model.adapter": "runs/train/sft-base/adapter",
+    "model.quantization": "nf4",
+    "data.train": "mine.jsonl",
+    "data.eval": "held_out.jsonl",
+    "data.format": "alpaca",
+    "data.registry": "dataset_info.json",
+    "data.template": "hh",
+    "data.prompt": "chat",
+    "data.limit": 500,
+    "lora.target_modules": ["q_proj", "v_proj"],
+    "max_steps": 100,
+    "micro_batch_size": 1,
+    "max_length": 1024,
+    "save_every": 100,
+    "eval_every": 50,
+    "precision": "bfloat16",
+    "batching": "random",
+    "gradient_checkpointing": True,
+    "weight_decay": 0.01,
+    "center_coefficient": 0.01,
+}
