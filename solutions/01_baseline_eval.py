@@ -628,7 +628,7 @@ if ready("is_equivalent", "r1_zero_reward"):
     (lost_before, _, _), (paid_before, _, _) = errors["anywhere"].values()
     display(rates_with_intervals(
         errors, title=f"From anywhere to yours: exploits paid {paid_before:.0%} to {paid:.0%}, "
-                      f"right answers refused {lost_before:.0%} to {lost:.0%}",
+                      f"right refused {lost_before:.0%} to {lost:.0%}",
         xlabel="share of the golden set"))
     moved = direction(lost - lost_before)
     display(observed("right answers refused, from anywhere to yours", moved))
@@ -637,7 +637,7 @@ if ready("is_equivalent", "r1_zero_reward"):
 if ready("is_equivalent", "r1_zero_reward"):
     by_class = verifier.paid_by_class(graders)
     fooled = {name: sum(row[name][0] > 0 for row in by_class.values()) for name in graders}
-    display(counts_grid(by_class, title="Classes of exploits that fool a grader: " + ", ".join(
+    display(counts_grid(by_class, title="Classes that fool a grader: " + ", ".join(
         f"{name} {number} of {len(by_class)}" for name, number in fooled.items())))
 
 # %% [markdown]
@@ -646,7 +646,8 @@ if ready("is_equivalent", "r1_zero_reward"):
 # %%
 if ready("is_equivalent", "r1_zero_reward"):
     for item in verifier.refused(r1_zero_reward):
-        print(f"{item.text.strip()[-48:]!r:52} gold {item.gold:5} {item.why}")
+        shown = item.text if item.answer is None else f"<answer>{item.answer}</answer>"
+        print(f"{shown.strip():70} gold {item.gold:5} {item.why}")
 
 # %% [markdown]
 # The two errors do not cost the same. A refused right answer slows learning down; a paid exploit *is* what is learnt, as soon as a policy writes it once and is paid better for
