@@ -186,6 +186,41 @@ def training_curves(
     return _finish(figure, panels[0, 0], title, legend=len(runs) > 1)
 
 
+def sweep_curves(
+    curves: Mapping[str, Mapping[float, Interval]],
+    *,
+    title: str,
+    xlabel: str,
+    published: Mapping[str, Mapping[float, float]] | None = None,
+    ylabel: str = "share of problems",
+) -> Figure:
+    """A rate with its interval at each size, one line a curve; sizes on a logarithmic axis.
+
+    published: label -> {size: value}, drawn dashed and grey.
+
+    Example: `sweep_curves({"strict": {128: (.5, .4, .6), 256: (.6, .5, .7)}}, title="...",
+    xlabel="training examples")`
+    """
+    shade = colours(list(curves))
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.8))
+    for name, points in curves.items():
+        sizes = sorted(points)
+        rates, lows, highs = zip(*(points[size] for size in sizes), strict=True)
+        axes.plot(sizes, rates, marker="o", color=shade[name], label=name)
+        axes.fill_between(sizes, lows, highs, color=shade[name], alpha=0.15, lw=0)
+    for label, points in (published or {}).items():
+        axes.plot(points.keys(), points.values(), ls="--", marker=".", color=GREY, label=label)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({size for curve in [*curves.values(), *(published or {}).values()]
+                    for size in curve})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=9)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _percent(value)))
+    return _finish(figure, axes, title)
+
+
 def method_table(rows: Mapping[str, Mapping[str, float | str | Interval]], *, title: str) -> Figure:
     """A table of methods and measures; the highest share of each column is bold, counts are not.
 
@@ -257,6 +292,23 @@ def best_of_n_curves(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("n: samples to choose from (logarithmic), with 95 % intervals")
     axes.set_ylabel(ylabel)
+    return _finish(figure, axes, title)
+
+
+def score_changes(changes: Mapping[str, tuple[float, float]], *, title: str) -> Figure:
+    """How edits of one response move its learned score and its gold reward, two bars an edit.
+
+    Example: `score_changes({"+ courtesy": (0.4, 0.05)}, title="Courtesy pays more than it should")`
+    """
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + 0.36 * len(changes)))
+    places = np.arange(len(changes))
+    for slot, (name, shade) in enumerate(colours(("reward model", "gold reward")).items()):
+        widths = [pair[slot] for pair in changes.values()]
+        axes.barh(places + 0.36 * (slot - 0.5), widths, 0.36, label=name, color=shade)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_yticks(places, list(changes))
+    axes.invert_yaxis()
+    axes.set_xlabel("change against the response as it is")
     return _finish(figure, axes, title)
 
 

@@ -66,6 +66,7 @@ from workbook.dashboard import progress
 from workbook.hints import exercise_number, find_exercise, hint, use_reference
 from workbook.monitor import live_monitor
 from workbook.panel import note
+from workbook.monitor import live_monitor
 from workbook.profiles import active_profile, use_profile
 from workbook.progress import (
     current_lesson,
@@ -77,6 +78,7 @@ from workbook.progress import (
 from workbook.properties import bind, is_stub
 from workbook.published import comparison_table, published
 from workbook.recorded import recorded_or_live
+from workbook.tokens import token_view
 from workbook.widgets import failure_browser
 
 __all__ = [
@@ -87,6 +89,7 @@ __all__ = [
     "failure_browser",
     "hint",
     "live_monitor",
+    "live_monitor",
     "observed",
     "predict",
     "progress",
@@ -95,6 +98,7 @@ __all__ = [
     "recorded_or_live",
     "run_folder",
     "save_findings",
+    "token_view",
     "use_profile",
     "use_reference",
 ]

@@ -37,6 +37,8 @@ class Models(_Section):
     instruct: str
     qa: str
     adapter: str | None = None  # a small tuned adapter of `maths`: what the course builds
+    verbose: str | None = None  # an adapter of `maths` that writes at length: for best-of-n
+    awq: str | None = None  # a checkpoint in 4-bit AWQ
 
 
 class Engine(_Section):
@@ -72,6 +74,58 @@ class Data(_Section):
     maths_test: str
     qa_train: str
     qa_test: str
+    reward_train: str
+    reward_test: str
+    reward_sets: str
+
+
+class Reward(_Section):
+    """How lesson 02 trains its reward model: long enough to learn the pairs by heart."""
+
+    lr: Annotated[float, Field(gt=0)]
+    batch_size: Count  # pairs of an optimiser step
+    epochs: Count
+    few_epochs: Count  # of the cures
+    weight_decay: Annotated[float, Field(ge=0)]  # of the cure by weight decay
+    rank: Count | None = None  # of LoRA layers; none: all weights are trained
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class RewardSizes(_Section):
+    """How much lesson 02 does at one depth."""
+
+    pairs: Count  # of the main run
+    more_pairs: Count  # of the cure by more data
+    held_out: Count
+    watched: Count  # held-out pairs scored after every epoch
+    set_pairs: Count  # for each policy's response set
+    best_of_problems: Count
+    best_of: Count  # samples a problem
+
+
+class SFT(_Section):
+    """How lesson 03 trains; S2's names and values on the large profiles."""
+
+    lr: Annotated[float, Field(gt=0)]
+    full_lr: Annotated[float, Field(gt=0)]  # of training all weights
+    batch_size: Count
+    rank: Count
+    alpha: Count
+    complete_targets: Count  # of the sweep's second arm; the rest lost their last tag
+
+
+class SFTSizes(_Section):
+    """How much lesson 03 does at one depth."""
+
+    examples: Count  # demonstrations of the main run
+    epochs: Annotated[float, Field(gt=0)]
+    problems: Count  # maths problems before and after
+    sweep: list[Count]  # numbers of demonstrations of the data-size sweep
+    sweep_problems: Count
+    method_problems: Count  # for each way to hold the weights
+    qa_questions: Count  # sampled for rejection sampling
+    qa_samples: Count  # a question
+    qa_problems: Count
 
 
 class Sizes(_Section):
@@ -82,6 +136,8 @@ class Sizes(_Section):
     artefact_problems: Count  # problems for each setting of the artefact study
     pass_at_k_problems: Count  # problems that are sampled several times
     samples: Count  # samples a problem for pass@k
+    sft: SFTSizes
+    reward: RewardSizes
 
 
 class Profile(_Section):
@@ -93,6 +149,8 @@ class Profile(_Section):
     engine: Engine
     sampling: Sampling
     data: Data
+    sft: SFT
+    reward: Reward
     sizes: Sizes
 
     def path(self, name: str) -> str:

@@ -47,6 +47,7 @@ class Shape:
 
 SHAPES = {
     "Qwen/Qwen2.5-0.5B": Shape("qwen2", 14, 2, tied=True),
+    "Qwen/Qwen2.5-0.5B-Instruct-AWQ": Shape("qwen2", 14, 2, tied=True, awq=True),
     "Qwen/Qwen2.5-1.5B-Instruct": Shape("qwen2", 12, 2, tied=True),
     "Qwen/Qwen2.5-Math-1.5B": Shape("qwen2", 12, 2, tied=True),
     "Qwen/Qwen2.5-7B-Instruct": Shape("qwen2", 14, 2, tied=False),
@@ -64,7 +65,7 @@ def rehearsal(profile: Profile, tokenizer: str | None = None) -> list[str]:
     """
     tokenizer = tokenizer or str(course_root() / "workbook" / "assets" / "base")
     overrides = [f"sampling.max_new_tokens={NEW_TOKENS}"]
-    for role in ("maths", "instruct", "qa"):
+    for role in ("maths", "instruct", "qa", "awq"):
         name = getattr(profile.models, role)
         if name not in SHAPES:
             known = ", ".join(SHAPES)

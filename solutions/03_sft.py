@@ -1,0 +1,568 @@
+# %% [markdown]
+# # 03 Supervised fine-tuning: the format from a hundred examples, on full, LoRA, NF4 and AWQ weights
+#
+# In lesson 01 the model solved more than half of the problems and showed almost none of it in the requested format. **After this lesson you can**
+# turn prompts and responses into tokens with a mask that hides the prompt and keeps the end, write a loss that gradient accumulation does not
+# change, build a LoRA layer, read 4-bit AWQ weights, and let a model write its own training data.
+#
+# **You need** lesson 01 or its ideas (strict and lenient accuracy), and what backpropagation does. **Time:** about 90 minutes.
+#
+# Stuck? `hint(1, "sft_loss")` (up to 3), and `sft_loss = use_reference("sft_loss")` lets you go on; it is recorded as such.
+
+# %% tags=["setup"]
+import math
+
+import torch
+from IPython.display import display
+from torch import nn
+
+from helpers.data import load_records
+from helpers.evaluation import complete, grade_completions, summarise_rates
+from helpers.models import LoraSettings, load_model
+from helpers.plotting import method_table, rates_with_intervals, sweep_curves, training_curves
+from helpers.prompts import load_template, render, render_passages
+from helpers.quantization import footprint
+from helpers.rewards import qa_scores, r1_zero_reward, token_f1
+from helpers.training import SFTSettings, train_sft
+from workbook.lesson import (
+    answer,
+    begin,
+    check,
+    comparison_table,
+    hint,
+    live_monitor,
+    observed,
+    predict,
+    progress,
+    published,
+    ready,
+    recorded_or_live,
+    run_folder,
+    save_findings,
+    token_view,
+    use_profile,
+    use_reference,
+)
+
+begin("03")
+profile = use_profile("tiny")
+
+# %% [markdown]
+# ## Ten seconds: this is what you will build
+#
+# The same problem, before and after a hundred examples. The shipped adapter stands in for yours until you have trained it.
+
+# %%
+base_path = profile.path(profile.models.maths)
+model, tokenizer = load_model(base_path, device=profile.engine.device)
+R1_ZERO = load_template("r1_zero")
+problems, _ = load_records(profile.path(profile.data.maths_test), split="test", keep=("steps",),
+                           limit=profile.sizes.sft.problems)
+greedy = profile.sampling.settings(temperature=0.0)
+first = [render(R1_ZERO, question=problems[1]["question"])]
+print("base: ", complete(model, tokenizer, first, sampling=greedy)[0].text)
+if profile.models.adapter:
+    tuned, _ = load_model(base_path, adapter=profile.path(profile.models.adapter))
+    print("tuned:", complete(tuned, tokenizer, first, sampling=greedy)[0].text)
+
+# %% [markdown]
+# ## The idea
+#
+# A base model continues text. Supervised fine-tuning shows it prompts with good responses and raises the probability of every response token:
+#
+# $$ \mathcal{L}_{\mathrm{SFT}} = -\frac{1}{N} \sum_{i} \sum_{t \in \text{response}_i} \log \pi_\theta(y_{i,t} \mid x_i, y_{i,<t}), \qquad N = \text{response tokens of the step} $$
+#
+# It is the first stage of the recipe of InstructGPT (Ouyang et al. 2022, [2203.02155](https://arxiv.org/abs/2203.02155)). What looks like one line hides four decisions, and each has
+# ruined a published run: where the response starts, whether its end is learnt, what $N$ is, and which weights move.
+#
+# ## Exercise 1: tokens, and what counts
+# *Difficulty 3 of 5, importance 5 of 5, 25 minutes*
+#
+# Join prompt and response as token ids, pad on the right, and shift once: with T the longest row, all four tensors are (B, T - 1), `labels[:, t]` follows `input_ids[:, t]`.
+# `response_mask` (bool) is True where `labels` holds a response token; `attention_mask` (bool) where `input_ids` holds a token. Tokenise the two texts *apart*
+# (`tokenizer(text, add_special_tokens=False)["input_ids"]`): in the joined text the tokenizer may merge the last letter of the prompt with the first of the response, and the boundary moves. Build
+# the masks from lengths: many models pad with their EOS, and a mask by id hides the very EOS that tells the model to stop. With `append_eos`
+# the response ends with `tokenizer.eos_token_id`. A row over `max_length` loses its end, so a cut response has no EOS, and the prompt stays whole
+# unless it fills `max_length` by itself.
+
+# %% nbgrader={"grade": false, "grade_id": "tokenize_prompt_and_response", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def tokenize_prompt_and_response(prompts, responses, tokenizer, *, append_eos=False, max_length=None):
+    """{"input_ids", "labels", "response_mask", "attention_mask"}, each (B, T - 1), right padded."""
+    ### BEGIN SOLUTION
+    rows, starts = [], []
+    for prompt, response in zip(prompts, responses, strict=True):
+        start, end = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, response))
+        rows.append((start + end + [tokenizer.eos_token_id] * append_eos)[:max_length])
+        starts.append(min(len(start), len(rows[-1])))
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
+    length, start = torch.tensor([len(row) for row in rows])[:, None], torch.tensor(starts)[:, None]
+    place = torch.arange(1, longest)  # where each label stands in its row
+    return {"input_ids": ids[:, :-1], "labels": ids[:, 1:],
+            "response_mask": (place >= start) & (place < length), "attention_mask": place - 1 < length}
+    ### END SOLUTION
+
+# %%
+if ready("tokenize_prompt_and_response"):
+    batch = tokenize_prompt_and_response(["3 + 4 =", "Ben has 12 eggs."], [" 7", " So 12."], tokenizer, append_eos=True)
+    display(token_view(batch, tokenizer))
+
+# %%
+check(tokenize_prompt_and_response)
+
+# %% [markdown]
+# <details><summary>Something does not work?</summary>
+#
+# **"The mask is one off."** It belongs to `labels`: the last prompt token already predicts the first response token.
+# **"The EOS is missing from the mask."** `ids != pad` hides it where padding has the same id; compare places with lengths.
+# **"Truncation cuts the prompt."** Join first, then `[:max_length]`.
+# </details>
+
+# %% [markdown]
+# ## Exercise 2: the loss, exact under accumulation
+# *Difficulty 2 of 5, importance 5 of 5, 10 minutes*
+#
+# Memory rarely holds the whole batch, so its gradient is added up over micro-batches. The mean of micro-batch means is *not* the mean of the batch when their numbers of
+# response tokens differ: a token in a short micro-batch weighs more. This stood in the most used trainer until 2024. The cure: each part divides by $N$, the
+# response tokens of the whole optimiser step, and the parts add up. `normalizer` is that $N$; without it, take the tokens of this batch. No response token gives 0, and
+# what stands outside the mask must not matter, were it `-inf`.
+
+# %% nbgrader={"grade": false, "grade_id": "sft_loss", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def sft_loss(log_probs, response_mask, *, normalizer=None):
+    """-sum of the response tokens' log_probs / normalizer; (B, T) and (B, T) to a scalar."""
+    ### BEGIN SOLUTION
+    total = -log_probs.masked_fill(~response_mask.bool(), 0.0).sum()
+    return total / (response_mask.sum().clamp(min=1) if normalizer is None else normalizer)
+    ### END SOLUTION
+
+# %%
+if ready("sft_loss"):
+    short, long = torch.tensor([[-1.0, -3.0, 0, 0]]), torch.tensor([[-2.0, -2.0, -2.0, -4.0]])
+    masks = torch.tensor([[True, True, False, False]]), torch.tensor([[True] * 4])
+    parts = [sft_loss(row, mask) for row, mask in zip((short, long), masks, strict=True)]
+    whole = sft_loss(torch.cat([short, long]), torch.cat(masks))
+    print(f"mean of the two means {sum(parts) / 2:.4f}, one batch {whole:.4f}")
+    exact = [sft_loss(row, mask, normalizer=6) for row, mask in zip((short, long), masks, strict=True)]
+    print(f"two parts with the normaliser of the step: {sum(exact):.4f}")
+
+# %%
+check(sft_loss)
+
+# %% [markdown]
+# <details><summary>Something does not work?</summary>
+#
+# **"NaN."** `-inf * 0` is NaN: use `masked_fill`, not a product. **"0 / 0."** `clamp(min=1)`.
+# **"Accumulation is off."** With `normalizer` given, the batch's own count must not appear.
+# </details>
+
+# %% [markdown]
+# ## The run: a hundred demonstrations through your two functions
+#
+# The demonstrations are worked solutions of *short* problems in the requested format, as if a teacher had had time for the easy ones only. Say first what
+# happens to the lenient accuracy, which forgave the format all along: `"rises"`, `"stays"` (inside the old interval) or `"falls"`.
+
+# %%
+predict("lenient accuracy after SFT", "stays")
+
+# %%
+def demonstrations(count):
+    """Prompts and formatted solutions of training problems of one or two steps."""
+    records, _ = load_records(profile.path(profile.data.maths_train), keep=("steps",))
+    rows = []
+    for record in records:
+        solution = record["answer"].split("####")[0].strip()
+        if record["steps"] is None or record["steps"] <= 2:
+            response = f" {solution} </think> <answer>{record['gold_answer']}</answer>"
+            rows.append({"prompt": render(R1_ZERO, question=record["question"]), "response": response})
+    return rows[:count]
+
+def settings_for(method="lora", **changes):
+    """The profile's SFT settings; training all weights wants a tenth of LoRA's learning rate."""
+    lr = profile.sft.full_lr if method == "full" else profile.sft.lr
+    return SFTSettings(**{"num_epochs": profile.sizes.sft.epochs, "batch_size": profile.sft.batch_size,
+                          "lr": lr, "schedule": "linear", "warmup_ratio": 0.0, **changes})
+
+def evaluate_maths(model, tokenizer=tokenizer, *, stop=(), limit=None):
+    """Format, strict and lenient rate with intervals, and the graded rows."""
+    some = problems.select(range(min(limit or len(problems), len(problems))))
+    prompts = [render(R1_ZERO, question=q) for q in some["question"]]
+    sampling = profile.sampling.settings(temperature=0.0, stop_strings=stop)
+    completions = complete(model, tokenizer, prompts, sampling=sampling, batch_size=profile.engine.batch_size)
+    return summarise_rates(rows := grade_completions(some, completions, r1_zero_reward, prompts=prompts)), rows
+
+# %%
+if ready("tokenize_prompt_and_response", "sft_loss"):
+    functions = {"tokenize_prompt_and_response": tokenize_prompt_and_response, "sft_loss": sft_loss}
+    examples = demonstrations(profile.sizes.sft.examples)
+    before, rows_before = evaluate_maths(model)
+    lora = LoraSettings(rank=profile.sft.rank, alpha=profile.sft.alpha)
+    policy, _ = load_model(base_path, lora=lora, device=profile.engine.device)
+    run = train_sft(policy, examples, settings_for(), tokenizer=tokenizer, functions=functions,
+                    out_dir=run_folder() / "sft", resume=False, callbacks=[live_monitor("loss", "grad_norm")])
+    print(f"{run.summary['steps']} steps on {len(examples)} examples; saved in {run.folder.name}/")
+
+# %%
+if ready("tokenize_prompt_and_response", "sft_loss"):
+    after, rows_after = evaluate_maths(policy)
+    for name in before:
+        print(f"{name:17} {before[name][0]:6.1%} -> {after[name][0]:6.1%}   "
+              f"interval {after[name][1]:.1%} to {after[name][2]:.1%}")
+    low, high = before["lenient_accuracy"][1:]
+    lenient = after["lenient_accuracy"][0]
+    moved = "falls" if lenient < low else "rises" if lenient > high else "stays"
+    display(observed("lenient accuracy after SFT", moved))
+
+# %%
+if ready("tokenize_prompt_and_response", "sft_loss"):
+    def three(rates):
+        return {"format": rates["format_rate"], "strict": rates["accuracy"], "lenient": rates["lenient_accuracy"]}
+
+    s0 = published("s0.sft_128")
+    display(rates_with_intervals(
+        {"base": three(before), "after SFT": three(after)},
+        title=f"{len(examples)} examples lift the format from {before['format_rate'][0]:.1%} to "
+              f"{after['format_rate'][0]:.1%}, strict from {before['accuracy'][0]:.1%} to {after['accuracy'][0]:.1%}",
+        published={"strict": (s0.value, f"{s0.source}: 128 examples")}))
+
+# %% [markdown]
+# The format was cheap: it was in the model, and a few dozen steps made it the habit. Look at whether the *skill* moved: the lenient rate, and, below, the problems of three and four
+# steps, of which no demonstration was shown.
+
+# %%
+if ready("tokenize_prompt_and_response", "sft_loss"):
+    def by_steps(rows):
+        groups = {}
+        for row in rows:
+            steps = row["fields"]["steps"]
+            name = "all" if steps is None else "1 or 2 steps" if steps < 3 else "3 or 4 steps"
+            groups.setdefault(name, []).append(row)
+        return {name: summarise_rates(groups[name])["lenient_accuracy"] for name in sorted(groups)}
+
+    shown = {"base": by_steps(rows_before), "after SFT": by_steps(rows_after)}
+    for name, groups in shown.items():
+        print(f"{name:10}", "   ".join(f"{kind}: lenient {rate[0]:.1%}" for kind, rate in groups.items()))
+
+# %% [markdown]
+# ## More data, worse?
+#
+# S0 trained on 128 to 7,473 examples and got *worse* with every doubling, from 55 % to 4 %. It could be the data, the number of steps, or the targets. Its own
+# diagnostics pointed at answers that are never closed. Two arms, same problems, same settings, and S0's evaluation (generation stops at `</answer>`): in one all targets are complete, in the
+# other only the first targets are, and the rest lost their last tag, as if a second script had written them.
+
+# %%
+predict("strict accuracy as unclosed targets join", "falls")
+
+# %%
+def sweep_arm(complete_ones):
+    """For each size: strict and lenient accuracy and the share of closed answers."""
+    found = {}
+    for size in profile.sizes.sft.sweep:
+        rows = demonstrations(size)
+        for row in rows[complete_ones:]:
+            row["response"] = row["response"].removesuffix("</answer>")
+        student, _ = load_model(base_path, lora=lora, device=profile.engine.device)
+        train_sft(student, rows, settings_for(num_epochs=2, progress=False), tokenizer=tokenizer, functions=functions)
+        rates, graded = evaluate_maths(student, stop=("</answer>",), limit=profile.sizes.sft.sweep_problems)
+        closed_share = sum("</answer>" in row["generation"] for row in graded) / len(graded)
+        found[size] = {"strict": rates["accuracy"], "lenient": rates["lenient_accuracy"], "closed": closed_share}
+    return found
+
+if ready("tokenize_prompt_and_response", "sft_loss"):
+    sweep = recorded_or_live("sweep", lambda: {
+        "complete": sweep_arm(None), "unclosed": sweep_arm(profile.sft.complete_targets)})
+
+# %%
+if ready("tokenize_prompt_and_response", "sft_loss"):
+    curves = {f"{arm} targets, {metric}": {int(size): point[metric] for size, point in points.items()}
+              for arm, points in sweep.items() for metric in ("strict", "lenient")}
+    closed = [point["closed"] for point in sweep["unclosed"].values()]
+    entries = [published(f"s0.sft_{size}") for size in (128, 256, 512, 1024, 7473)]
+    display(sweep_curves(curves, title=f"As unclosed targets join, {max(closed):.0%} closed answers become {closed[-1]:.0%}",
+                         xlabel="training examples", published={"S0, row 21": {
+                             size: entry.value for size, entry in zip((128, 256, 512, 1024, 7473), entries, strict=True)}}))
+    strict = [point["strict"] for point in sweep["unclosed"].values()]
+    best = max(strict, key=lambda rate: rate[0])
+    trend = "falls" if strict[-1][2] < best[1] else "stays"  # its interval lies below the best one
+    display(observed("strict accuracy as unclosed targets join", trend))
+
+# %% [markdown]
+# "More data, worse" was never about the amount: each further unclosed target teaches the model not to close. The same figure holds a second warning. All targets are of short problems, and with more of them
+# the lenient accuracy sinks as well: the model learns to stop after two steps. Print some full targets with their mask before every training, as in exercise 1, and ask what they do *not* show.
+#
+# ## Exercise 3: a LoRA layer
+# *Difficulty 2 of 5, importance 5 of 5, 15 minutes*
+#
+# AdamW keeps two numbers for each trained weight, and the gradient is a third. LoRA (Hu et al. 2021, [2106.09685](https://arxiv.org/abs/2106.09685), Eq. 3) freezes $W$ and trains a low-rank update:
+#
+# $$ h = W x + b + \frac{\alpha}{r} B A x, \qquad A \in \mathbb{R}^{r \times \text{in}},\; B \in \mathbb{R}^{\text{out} \times r} $$
+#
+# `lora_A` starts at random and `lora_B` at zero, both float32 `nn.Parameter`; so the model starts unchanged, and still the gradient of $B$ is not zero. The wrapped layer is frozen. Over a bfloat16 layer
+# the update is computed in float32 and the output keeps the layer's dtype.
+
+# %% nbgrader={"grade": false, "grade_id": "LoRALinear", "locked": false, "schema_version": 3, "solution": true, "task": false}
+class LoRALinear(nn.Module):
+    """A frozen linear layer with a trained update of rank `rank`, scaled by alpha / rank."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        ### BEGIN SOLUTION
+        self.linear = linear.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, device=linear.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.scaling = alpha / rank
+        ### END SOLUTION
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ### BEGIN SOLUTION
+        frozen = self.linear(x)
+        update = x.to(self.lora_A.dtype) @ self.lora_A.T @ self.lora_B.T
+        return (frozen + self.scaling * update).to(frozen.dtype)
+        ### END SOLUTION
+
+# %%
+if ready("LoRALinear"):
+    layer = LoRALinear(nn.Linear(64, 32), rank=4, alpha=8)
+    trained = {name: tuple(p.shape) for name, p in layer.named_parameters() if p.requires_grad}
+    print("trained:", trained, "of", sum(p.numel() for p in layer.parameters()), "parameters")
+
+# %%
+check(LoRALinear)
+
+# %% [markdown]
+# <details><summary>Something does not work?</summary>
+#
+# **"The output differs at the start."** B is not zero. **"Nothing is learnt."** Both are zero, or the parameters are plain tensors: `nn.Parameter`.
+# **"It asks for a gradient of W."** `linear.requires_grad_(False)`.
+# </details>
+#
+# Your layer now goes around every linear layer of the base model, and the same run starts again with it. The library's LoRA (peft) trained the run above.
+
+# %%
+def wrap_linear_layers(model, rank, alpha):
+    """Put your LoRALinear around each linear layer but the output layer."""
+    model.requires_grad_(False)
+    for name, module in list(model.model.named_modules()):
+        if isinstance(module, nn.Linear):
+            model.model.set_submodule(name, LoRALinear(module, rank, alpha))
+    return model
+
+if ready("tokenize_prompt_and_response", "sft_loss", "LoRALinear"):
+    torch.manual_seed(0)
+    own, _ = load_model(base_path, device=profile.engine.device)
+    own = wrap_linear_layers(own, lora.rank, lora.alpha)
+    own_run = train_sft(own, examples, settings_for(), tokenizer=tokenizer, functions=functions)
+    display(training_curves({"peft": run.metrics, "your LoRALinear": own_run.metrics}, ["loss"],
+                            title=f"Your layer ends at a loss of {own_run.metrics[-1]['loss']:.3f}, "
+                                  f"peft's at {run.metrics[-1]['loss']:.3f}"))
+
+# %% [markdown]
+# ## Exercise 4: four bits a weight
+# *Difficulty 4 of 5, importance 3 of 5, 20 minutes*
+#
+# A frozen weight can be stored coarsely. AWQ (Lin et al. 2023, [2306.00978](https://arxiv.org/abs/2306.00978)) keeps four bits a weight: $w = (q - z)\,s$ with $q \in \{0, \dots, 15\}$, and one zero point $z$ and scale $s$ for each group of `group_size`
+# neighbouring *inputs* of an output. A checkpoint stores (in, out): `qweight` is int32 (in, out / 8), eight numbers in each 32-bit word; `qzeros` is int32 (in / group, out / 8), packed in the same way; `scales` is (in / group, out).
+# Inside a word nibble $i$, counted from the lowest bits, belongs to column $(0, 2, 4, 6, 1, 3, 5, 7)[i]$ of its eight: the order in which a GPU kernel wants them. Return the weight as `nn.Linear` holds it, (out, in), in float32.
+# (AWQ's own idea is the search for scales *before* rounding, so that weights which meet large inputs lose least; it changes what is stored, not how it is read.)
+
+# %% nbgrader={"grade": false, "grade_id": "dequantize_awq", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def dequantize_awq(qweight, qzeros, scales, group_size):
+    """The float32 weight (out, in) of a packed AWQ layer."""
+    ### BEGIN SOLUTION
+    nibble_of_column = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7], dtype=torch.int32)
+
+    def unpack(packed):
+        return ((packed[..., None] >> (4 * nibble_of_column)) & 15).flatten(-2)
+
+    zeros = unpack(qzeros).repeat_interleave(group_size, dim=0)  # (in, out)
+    return ((unpack(qweight) - zeros) * scales.float().repeat_interleave(group_size, dim=0)).T
+    ### END SOLUTION
+
+# %%
+if ready("dequantize_awq"):
+    word = torch.tensor([[0x75316420]], dtype=torch.int32)  # the numbers 0 to 7 in AWQ's order
+    one = torch.ones(1, 8, dtype=torch.float16)
+    print(dequantize_awq(word, torch.zeros(1, 1, dtype=torch.int32), one, 1).flatten().tolist())
+
+# %%
+check(dequantize_awq)
+
+# %% [markdown]
+# <details><summary>Something does not work?</summary>
+#
+# **"The numbers are right, the order is not."** Column c sits in nibble (0, 4, 1, 5, 2, 6, 3, 7)[c]: the inverse of the order above.
+# **"Huge negative numbers."** The shift of a negative int32 drags ones in: `& 15` after the shift.
+# **"Shapes do not fit."** Repeat zero points and scales for each input of a group, along dimension 0.
+# </details>
+#
+# The shipped base model also comes in this layout. Your function against the loader, on every layer:
+
+# %%
+if ready("dequantize_awq") and profile.models.awq:
+    packed, _ = load_model(profile.path(profile.models.awq), device="cpu")
+    layers = {name: m for name, m in packed.named_modules() if hasattr(m, "qweight")}
+    worst = max((dequantize_awq(m.qweight, m.qzeros, m.scales, m.group_size) - m.dequantize()).abs().max().item()
+                for m in layers.values())
+    print(f"{len(layers)} layers, largest difference from the loader's weights: {worst:g}")
+
+# %% [markdown]
+# ## Full, LoRA, NF4, AWQ: memory and quality
+#
+# One word in `load_model` changes how the frozen weights are stored: not at all frozen (full), float32 (LoRA), 4-bit NF4 (QLoRA, Dettmers et al. 2023, [2305.14314](https://arxiv.org/abs/2305.14314)) and 4-bit AWQ. LoRA layers stay float32 everywhere.
+
+# %%
+def load_for(method):
+    """The model as each method trains it, and its tokenizer."""
+    if method == "full":
+        return load_model(base_path, device=profile.engine.device, dtype="float32")
+    path = profile.path(profile.models.awq) if method == "awq" else base_path
+    kind = method if method in ("nf4", "awq") else None
+    return load_model(path, quantization=kind, lora=lora, device=profile.engine.device)
+
+def train_method(method):
+    """Memory of the weights and of what is trained, seconds, and rates after the same examples."""
+    student, words = load_for(method)
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    done = train_sft(student, examples, settings_for(method, progress=False), tokenizer=words, functions=functions)
+    rates, _ = evaluate_maths(student, words, limit=profile.sizes.sft.method_problems)
+    # float32 gradient and AdamW's two moments for each trained parameter
+    return {"weights_mb": footprint(student) / 1e6, "training_state_mb": 12 * trained / 1e6, "trained": trained,
+            "seconds": done.summary["seconds"], "format": rates["format_rate"], "strict": rates["accuracy"]}
+
+if ready("tokenize_prompt_and_response", "sft_loss"):
+    names = ["full", "lora", "nf4"] + ["awq"] * bool(profile.models.awq)
+    methods = recorded_or_live("methods", lambda: {name: train_method(name) for name in names})
+
+# %%
+if ready("tokenize_prompt_and_response", "sft_loss"):
+    smallest = min(methods, key=lambda name: methods[name]["weights_mb"] + methods[name]["training_state_mb"])
+    display(method_table(
+        {name: {"weights, MB": round(m["weights_mb"], 1), "gradient and moments, MB": round(m["training_state_mb"], 1),
+                "format": m["format"], "strict": m["strict"]} for name, m in methods.items()},
+        title=f"The same {len(examples)} examples; {smallest} needs least memory"))
+
+# %% [markdown]
+# Read the intervals first: differences inside them are noise. On a model this small the embedding, which is never quantised, weighs as much as the layers; at 7 billion parameters the layers are nearly everything,
+# and 4 bits turn 15 GB into 4 to 6. LoRA adapters merge into plain weights; over AWQ they merge into a dequantised copy only (`helpers.models.merge_adapter`), because the sum does not fit into four bits.
+#
+# ## Exercise 5: rejection sampling
+# *Difficulty 2 of 5, importance 4 of 5, 10 minutes*
+#
+# Where do demonstrations come from? If an answer can be graded, the model can write them: sample reasoned answers, grade them, keep the right ones, train on those (RFT, Yuan et al. 2023, [2308.01825](https://arxiv.org/abs/2308.01825); S1 kept answers of a
+# teacher at F1 of 0.9 or more). A reasoned answer to an open-book question ends with a line `Answer: ...`; graded is the text behind the *last* `Answer:`, by `token_f1`. Keep responses at or above the threshold, once each, in order;
+# one that states no answer is left out.
+
+# %% nbgrader={"grade": false, "grade_id": "rejection_sample", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def rejection_sample(prompts, samples, golds, threshold=0.9):
+    """Rows {"prompt", "response", "f1"}; samples and golds hold one list for each prompt."""
+    ### BEGIN SOLUTION
+    kept = []
+    for prompt, responses, accepted in zip(prompts, samples, golds, strict=True):
+        for response in dict.fromkeys(responses):
+            _, stated, said = response.rpartition("Answer:")
+            f1 = token_f1(said, accepted)
+            if stated and f1 >= threshold:
+                kept.append({"prompt": prompt, "response": response, "f1": f1})
+    return kept
+    ### END SOLUTION
+
+# %%
+if ready("rejection_sample"):
+    drawn = [" Vera has a fox.\nAnswer: fox", " Vera has a cat.\nAnswer: cat", " fox", " Vera has a fox.\nAnswer: fox"]
+    print(rejection_sample(["Which pet?"], [drawn], [["fox", "red fox"]]))
+
+# %%
+check(rejection_sample)
+
+# %% [markdown]
+# <details><summary>Something does not work?</summary>
+#
+# **"A wrong answer is kept."** The reasoning held the gold: grade what stands behind the last `Answer:`. **"Copies."** `dict.fromkeys` keeps order and drops repeats.
+# </details>
+
+# %%
+QA_REASON = load_template("qa_reason")
+
+def open_book(name, limit):
+    records, _ = load_records(profile.path(profile.data[name]), limit=limit)
+    prompts = [render(QA_REASON, passages=render_passages(r["passages"]), question=r["question"]) for r in records]
+    return prompts, list(records["answers"])
+
+def reasoned(model, prompts, *, n=1, temperature=0.0):
+    """Sampled responses, cut where the model goes on to a question of its own."""
+    sampling = profile.sampling.settings(temperature=temperature, stop_strings=("\nQuestion:",), max_new_tokens=48)
+    texts = [c.text.removesuffix("\nQuestion:") for c in complete(model, tokenizer, prompts, sampling=sampling, n=n)]
+    return [texts[start : start + n] for start in range(0, len(texts), n)]
+
+def score_qa(model):
+    prompts, golds = open_book("qa_test", profile.sizes.sft.qa_problems)
+    stated = [texts[0].rpartition("Answer:")[2] for texts in reasoned(model, prompts)]
+    scores = [qa_scores(text, accepted) for text, accepted in zip(stated, golds, strict=True)]
+    return {name: sum(score[name] for score in scores) / len(scores) for name in ("sub_em", "f1")}
+
+# %%
+if ready("tokenize_prompt_and_response", "sft_loss", "rejection_sample"):
+    prompts, golds = open_book("qa_train", profile.sizes.sft.qa_questions)
+    samples = reasoned(model, prompts, n=profile.sizes.sft.qa_samples, temperature=1.0)
+    kept = rejection_sample(prompts, samples, golds)
+    drawn = sum(map(len, samples))
+    print(f"{drawn} samples, {len(kept)} distinct right ones kept, for {len({r['prompt'] for r in kept})} of {len(prompts)} questions")
+    qa_before = score_qa(model)
+    reader, _ = load_model(base_path, lora=lora, device=profile.engine.device)
+    # a policy that is right nowhere leaves nothing to learn from
+    if kept:
+        train_sft(reader, kept, settings_for(num_epochs=2), tokenizer=tokenizer, functions=functions)
+    qa_after = score_qa(reader)
+    print("SubEM {sub_em:.3f}, F1 {f1:.3f} before;".format(**qa_before), "SubEM {sub_em:.3f}, F1 {f1:.3f} after".format(**qa_after))
+
+# %% [markdown]
+# No new answer entered the model, only its own right ones. What does this selection prefer? Questions that it could already answer, and short answers. Lesson 07 runs the published version of it.
+#
+# ## Findings
+
+# %%
+if ready("tokenize_prompt_and_response", "sft_loss", "rejection_sample"):
+    findings = {
+        "format_rate_before": before["format_rate"][0], "format_rate_after": after["format_rate"][0],
+        "accuracy_before": before["accuracy"][0], "accuracy_after": after["accuracy"][0],
+        "lenient_before": before["lenient_accuracy"][0], "lenient_after": after["lenient_accuracy"][0],
+        "intervals": {name: list(triple[1:]) for name, triple in after.items()},
+        "methods": methods, "sweep": sweep,
+        "rejection": {"samples": drawn, "kept": len(kept), "before": qa_before, "after": qa_after}}
+    save_findings("03", findings, seeds=[profile.sampling.seed])
+    display(comparison_table("03", findings))
+
+# %% [markdown]
+# **What is built in, what is found.** That the format lies dormant in the base model was put into its training text. How few examples wake it, what the sweep does with unclosed targets, and what rounding to four bits costs, you measured.
+#
+# **Inspect**: one response of three steps before and after; did the demonstrations of short problems teach the model to stop early?
+#
+# ## Questions
+
+# %%
+answer("03-1", "b")
+
+# %%
+answer("03-2", "b")
+
+# %%
+answer("03-3", "b")
+
+# %%
+answer("03-4", "b")
+
+# %%
+answer("03-5", "b")
+
+# %% [markdown]
+# ## With a GPU
+#
+# `use_profile("full")` trains Qwen2.5-7B-Instruct's smaller sister for maths, Qwen2.5-Math-1.5B, on GSM8K with the same functions; `python3 -m workbook train sft` runs S2's settings on Qwen2.5-7B-Instruct from the command line (`workbook/configs/train/sft_full.yaml`). Predict first:
+# will 128 examples be enough there, too?
+#
+# ## You have finished
+#
+# Your adapter lies in `runs/03/`. Lesson 04 starts from it and asks which of two answers is better; lesson 05 lets it practise the long problems that no demonstration showed.
+
+# %%
+progress()
