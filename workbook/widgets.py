@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import ipywidgets as widgets
-from IPython.display import HTML, display
+from IPython.display import HTML, Javascript, display
 
 ALL = "all samples"
 SHOWN = (  # label, key of a record of results.jsonl
@@ -14,9 +14,15 @@ SHOWN = (  # label, key of a record of results.jsonl
     ("graded part", "response_for_grader"),
     ("gold answer", "gold_answer"),
     ("category", "failure_category"),
-    ("tokens", "token_count"),
-    ("ended by", "finish_reason"),
 )
+# JupyterLab takes arrow keys, Enter and letters for its own commands while a cell is selected,
+# even from a widget that has the focus; an element with this attribute keeps its keys.
+KEEP_KEYS = Javascript("""
+window.workbookKeepsKeys ??= document.addEventListener('focusin', event => {
+    if (event.target.closest?.('.jupyter-widgets'))
+        event.target.setAttribute('data-lm-suppress-shortcuts', 'true');
+}) ?? true;
+""")
 
 
 class FailureBrowser:
@@ -37,6 +43,9 @@ class FailureBrowser:
         self.place = widgets.IntSlider(1, 1, len(self.rows), description="Sample")
         self.previous = widgets.Button(description="Previous", icon="arrow-left")
         self.next = widgets.Button(description="Next", icon="arrow-right")
+        for control, width in ((self.category, "20em"), (self.place, "19em")):
+            control.layout.width, control.style.description_width = width, "5em"
+        self.previous.layout.width = self.next.layout.width = "7em"
         self.sample = widgets.HTML()
         self.category.observe(self._choose, names="value")
         self.place.observe(self._draw, names="value")
@@ -65,24 +74,33 @@ class FailureBrowser:
         self.next.disabled = self.place.value == self.place.max
 
 
+def show_widget(widget: widgets.Widget) -> None:
+    """Show a widget that obeys the keyboard once it has the focus."""
+    display(widget)
+    display(KEEP_KEYS)
+
+
 def failure_browser(rows: Sequence[dict], *, static: int = 1) -> None:
     """Show a FailureBrowser, and under it `static` samples of each category as a table."""
-    display(FailureBrowser(rows).box)
+    show_widget(FailureBrowser(rows).box)
     display(HTML(static_table(rows, each=static)))
 
 
 def sample_html(row: dict) -> str:
-    """One sample: prompt, generation, graded part, gold, reward parts, how it ended."""
+    """One sample: prompt, generation, graded part, gold, category, length, reward parts."""
     cells = [(label, _text(row[key])) for label, key in SHOWN]
+    length = f"{row['token_count']} tokens, ended by {row['finish_reason']}"
     parts = [f"{name.replace('_', ' ')} {value:g}" for name, value in row["metrics"].items()]
     lenient = "right" if row["lenient"] else "wrong"
-    cells.append(("rewards", html.escape(f"{', '.join(parts)}; lenient: {lenient}")))
+    rewards = f"{', '.join(parts)}; lenient: {lenient}"
+    cells += [("length", html.escape(length)), ("rewards", html.escape(rewards))]
     body = "".join(
-        f"<tr><th scope='row' style='text-align:left;vertical-align:top;white-space:nowrap;"
-        f"padding-right:1em'>{label}</th><td style='text-align:left'>{text}</td></tr>"
+        f"<tr><th scope='row' style='{_CELL};white-space:nowrap;font-weight:normal;color:#5b6270'>"
+        f"{label}</th><td style='{_CELL}'>{text}</td></tr>"
         for label, text in cells
     )
-    return f"<table style='max-width:60em'>{body}</table>"
+    card = "max-width:60em;line-height:1.45;background:#f7f8fa;border-left:5px solid #c9ced6"
+    return f"<table style='{card};color:#1c1f24;margin:.3em 0'>{body}</table>"
 
 
 def static_table(rows: Sequence[dict], each: int = 1) -> str:
@@ -102,7 +120,7 @@ def static_table(rows: Sequence[dict], each: int = 1) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-_CELL = "text-align:left;vertical-align:top"
+_CELL = "text-align:left;vertical-align:top;padding:.2em 1em .2em .6em"
 
 
 def _text(value, longest: int = 4000) -> str:

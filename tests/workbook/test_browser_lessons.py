@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.workbook.browser import (
     code_cells,
@@ -181,7 +182,7 @@ def test_solved_lesson_draws_its_figures_and_widgets(course, lesson):
         for number, figure in enumerate(figures.all()):
             figure.scroll_into_view_if_needed()
             look(page, course, f"figure-{number}")
-        if page.locator(".widget-dropdown").count():
+        if find_cell(page, "failure_browser(rows)").count():
             failure_browser_obeys_the_keyboard(page)
             look(page, course, "keyboard")
     cells = code_cells(course / "work" / name)
@@ -190,15 +191,26 @@ def test_solved_lesson_draws_its_figures_and_widgets(course, lesson):
 
 
 def failure_browser_obeys_the_keyboard(page) -> None:
-    """Arrow keys choose a category and step the slider; Tab moves on; Enter presses a button."""
-    browser = page.locator(".widget-vbox", has=page.locator(".widget-dropdown")).first
-    choice, place = browser.locator("select"), browser.locator(".widget-readout")
-    all_samples = choice.input_value()
+    """Arrow keys choose a category and step the slider; Tab moves on; Enter presses a button.
+
+    The cell is selected first: then JupyterLab would take these keys for its own commands.
+    """
+    cell = find_cell(page, "failure_browser(rows)")
+    cell.locator(".jp-InputPrompt").click()
+    choice, place = cell.locator("select"), cell.locator(".widget-readout")
     choice.focus()
+    everything = choice.input_value()
     page.keyboard.press("ArrowDown")
-    page.wait_for_function("([e, v]) => e.value !== v", arg=[choice.element_handle(), all_samples])
+    expect(choice).not_to_have_value(everything)
     page.keyboard.press("ArrowUp")
-    page.keyboard.press("Tab")
+    expect(choice).to_have_value(everything)
+    page.keyboard.press("Tab")  # to the slider
     page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(500)
-    assert place.inner_text() == "2"
+    expect(place).to_have_text("2")
+    for _ in ("to its number", "to Previous", "to Next"):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(place).to_have_text("3")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(place).to_have_text("2")
