@@ -18,7 +18,17 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from helpers import quantization as quantize
+from helpers.reference import Reference, freeze_reference
 
+__all__ = [
+    "LoraSettings",
+    "Reference",
+    "RewardModel",
+    "freeze_reference",
+    "load_model",
+    "load_reward_model",
+    "merge_adapter",
+]
 # Below this many parameters half precision saves nothing that matters, and float32 is exact.
 _SMALL_MODEL = 100_000_000
 

@@ -1,17 +1,15 @@
 """`workbook test`: the test suite, and with --all everything that CI checks."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 
-from workbook.setup import ROOT
-
-ENGINES = ("vllm", "gptqmodel")
+from workbook.engines import run_engine_tests
+from workbook.setup import ROOT, SetupError
 
 
 def run_tests(everything: bool = False) -> int:
-    """Run the suite; with `everything` the style, the build and all solutions too. 0: all green.
+    """Run the suite; with `everything` all that CI checks and the engines too. 0: all green.
 
     pytest comes last, so that its summary ends the output; what failed before it is repeated there.
     """
@@ -21,6 +19,8 @@ def run_tests(everything: bool = False) -> int:
         steps["build --check"] = ["workbook", "build", "--check"]
         steps["run all"] = ["workbook", "run", "all"]
     failed = [name for name, step in steps.items() if run_module(name, step)]
+    if everything and not engines_in_order():
+        failed.append("engines")
     status = run_module("pytest", ["pytest", "-q", "-m", marks(everything)])
     if failed:
         print("Failed before the tests: " + ", ".join(failed), file=sys.stderr)
@@ -28,11 +28,18 @@ def run_tests(everything: bool = False) -> int:
 
 
 def marks(everything: bool) -> str:
-    """The pytest mark expression: `--all` leaves out engines only where none is installed."""
-    if not everything:
-        return "not browser and not engines and not interop and not solutions"
-    engines = any(importlib.util.find_spec(name) for name in ENGINES)
-    return "" if engines else "not engines"
+    """The pytest mark expression; engines have an environment of their own."""
+    left_out = [] if everything else ["browser", "interop", "solutions"]
+    return " and ".join(f"not {mark}" for mark in ["engines", *left_out])
+
+
+def engines_in_order() -> bool:
+    """Whether the tests of the second environment are green; where it cannot be made: no."""
+    try:
+        return run_engine_tests() == 0
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        return False
 
 
 def run_module(title: str, arguments: list[str]) -> int:
