@@ -66,7 +66,6 @@ from workbook.dashboard import progress
 from workbook.hints import exercise_number, find_exercise, hint, use_reference
 from workbook.monitor import live_monitor
 from workbook.panel import note
-from workbook.monitor import live_monitor
 from workbook.profiles import active_profile, use_profile
 from workbook.progress import (
     current_lesson,
@@ -88,7 +87,6 @@ __all__ = [
     "comparison_table",
     "failure_browser",
     "hint",
-    "live_monitor",
     "live_monitor",
     "observed",
     "predict",

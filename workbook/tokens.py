@@ -28,7 +28,7 @@ class TokenView:
     def _repr_html_(self) -> str:
         lines = ["".join(_chip(text, kind) for text, kind in row) for row in self.rows]
         legend = "".join(_chip(name, kind) for kind, name in (
-            ("response", "carries loss"), ("prompt", "only read"), ("padding", "padding")))
+            ("response", "carries\u00a0loss"), ("prompt", "only\u00a0read"), ("padding", "padding")))
         rows = "".join(f"<div style='margin:.25em 0'>{line}</div>" for line in [*lines, legend])
         return f"<div style='font-family:monospace;line-height:1.9'>{rows}</div>"
 
@@ -42,7 +42,8 @@ def _kinds(response_mask: list[bool]) -> list[str]:
 
 def _chip(text: str, kind: str) -> str:
     shown = html.escape(text.replace("\n", "\u21b5")).replace(" ", "\u00b7")
-    return f"<span style='{_STYLES[kind]};padding:.1em .25em;margin:.1em'>{shown or '&nbsp;'}</span>"
+    style = f"{_STYLES[kind]};padding:.1em .25em;margin:.1em"
+    return f"<span style='{style}'>{shown or '&nbsp;'}</span>"
 
 
 def token_view(batch, tokenizer) -> TokenView:

@@ -15,4 +15,4 @@ def test_loss_prompt_and_padding_are_told_apart():
     kinds = [kind for _, kind in view.rows[0]]
     assert kinds[:5] == ["prompt"] * 3 + ["response"] * 2 and set(kinds[5:]) <= {"padding"}
     shown = view._repr_html_()
-    assert "<b>" not in shown and "carries loss" in shown
+    assert "<b>" not in shown and "carries\u00a0loss" in shown
