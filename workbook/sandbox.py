@@ -33,7 +33,7 @@ class Limits:
     """What one job may use: seconds of time, MB of memory a process, processes, MB of files."""
 
     seconds: float
-    cpu_seconds: int = 15  # of each process
+    cpu_seconds: int = 30  # of each process
     memory_mb: int = 2048  # of each process, beyond what it starts with
     processes: int = 12  # an honest one has three
     file_mb: int = 16

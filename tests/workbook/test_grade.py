@@ -329,7 +329,7 @@ REMARKS = {
     "old": "notebook format 3, not 4",
     "which": "give --lesson NN",
     "pipe": "it is not a file",
-    "endless_cell": "TimeoutError: longer than 2 s",
+    "endless_cell": "TimeoutError: it takes too long",
     "endless_catches_all": "it was stopped after 7 s",
     "exits_cell": "its process ended early",
     "exits_call": "last_number: it ended the Python process (exit code 0)",
