@@ -215,11 +215,15 @@ def progress() -> None:
 
 @verb("update")
 def update() -> int:
+    from workbook.lab import outdated
     from workbook.update import update_lessons
 
+    changed = outdated(ROOT / "lessons", ROOT / "work")
     said, problems = update_lessons(ROOT / "lessons", ROOT / "work")
     for line in said:
         print(line)
+    if changed:
+        print("Is one of them open in JupyterLab? Choose File > Reload Notebook from Disk there.")
     for problem in problems:
         print(problem, file=sys.stderr)
     return int(bool(problems))
@@ -273,12 +277,16 @@ def world(
 @verb("test")
 def test(
     everything: Annotated[
-        bool, typer.Option("--all", help="Add style, build, every solution, the browser.")
+        bool, typer.Option("--all", help="Add style, build, every solution, browser, engines.")
+    ] = False,
+    engines: Annotated[
+        bool, typer.Option("--engines", help="Only those of vLLM and the AWQ library (3 GB).")
     ] = False,
 ) -> int:
+    from workbook.engines import run_engine_tests
     from workbook.testing import run_tests
 
-    return run_tests(everything)
+    return run_engine_tests() if engines else run_tests(everything)
 
 
 def run_command(arguments: list[str]) -> int:

@@ -201,6 +201,9 @@ def test_verb_says_what_happened(course, monkeypatch, capsys):
     assert cli.run_command(["update"]) == 0
     assert capsys.readouterr().out == "01_a.ipynb: up to date.\n"
     changed_lesson(course, end=None)
+    assert cli.run_command(["update"]) == 0
+    assert "1 cell removed" in (said := capsys.readouterr().out) and "Reload" in said
+    changed_lesson(course)
     (course / "work" / "01_a.ipynb").write_text("torn")
     assert cli.run_command(["update"]) == 1
     assert "cannot be read as a notebook" in capsys.readouterr().err
