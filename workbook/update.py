@@ -165,7 +165,7 @@ def _settle(merge: Merge, mine, old, new, own: dict) -> list:
     merge.yours += 1
     if old is not None and same(old, new):
         return [mine]
-    title = exercise_name(new) or f'"{mine.source.strip().partition(chr(10))[0][:60]}"'
+    title = _title(mine, new)
     both = merge_lines(old.source, mine.source, new.source) if old and is_setup(new) else None
     if both is not None:
         mine.source = both
@@ -174,6 +174,14 @@ def _settle(merge: Merge, mine, old, new, own: dict) -> list:
     merge.conflicts.append(f"  {title}: yours is kept; the course's new form stands under it.")
     note = new_form(new)
     return [mine] if note.id in own else [mine, note]
+
+
+def _title(mine, new) -> str:
+    """How a line of the summary calls a cell: by its exercise, its role, or its first line."""
+    if is_setup(new):
+        return "the set-up cell"
+    first = mine.source.strip().partition("\n")[0]
+    return exercise_name(new) or f'"{first[:60]}"'
 
 
 def exercise_name(cell) -> str | None:

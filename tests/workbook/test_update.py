@@ -138,7 +138,7 @@ def test_setup_cell_takes_the_changes_of_both(course):
     renewed = source.replace("import json", "import json\nimport math")
     changed_lesson(course, setup=new_code_cell(renewed, id="setup-2", metadata={"tags": ["setup"]}))
     said = update(course)
-    assert said[1] == '  "import re": your changes and the course\'s are both in it.'
+    assert said[1] == "  the set-up cell: your changes and the course's are both in it."
     assert cells_of(course)["setup-2"].source == renewed.replace("tiny", "small")
 
 
