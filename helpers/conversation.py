@@ -217,8 +217,10 @@ def from_alpaca_unpaired(record: dict) -> dict:
 
 def _alpaca_turns(record: dict) -> list[dict]:
     """system, the pairs of history, and the instruction with its input on the next line."""
-    turns = _system_turn(record)
-    for pair in record.get("history") or []:
+    turns, history = _system_turn(record), record.get("history")
+    if not isinstance(history, list | None):
+        raise BadRecord("wrong_type", f"the field history holds {short(history)}, not pairs")
+    for pair in history or []:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise BadRecord("wrong_turns", f"{short(pair)} in history is no pair of texts")
         for role, text in zip(("user", "assistant"), pair, strict=True):

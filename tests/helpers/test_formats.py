@@ -116,6 +116,7 @@ BAD = [
     ("messages", {"messages": [None]}, "is no turn"),
     ("sharegpt", {"conversations": [{"role": "user", "content": "Hi"}]}, "with from and value"),
     ("alpaca", {"instruction": "a", "output": "b", "history": [["x"]]}, "no pair of texts"),
+    ("alpaca", {"instruction": "a", "output": "b", "history": 1.5}, "'1.5', not pairs"),
     ("alpaca", {"instruction": None, "output": "b"}, "instruction holds 'None'"),
     ("nq_open", {"question": "a", "answer": [None]}, "answer holds 'None'"),
     ("nq_open", {"question": "a", "answer": []}, "not a list of texts"),
