@@ -266,7 +266,8 @@ def build(
 
 @verb("world")
 def world(
-    part: Annotated[str, typer.Argument(help="data, tokenizer, model, adapters, awq or card.")],
+    part: Annotated[str, typer.Argument(
+        help="data, tokenizer, model, adapters, preferences, comparisons, awq or card.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
 ) -> None:
     from workbook.world.regenerate import regenerate

@@ -63,7 +63,11 @@ class Annotator:
 
     def perceived(self, response: str, gold: Gold) -> float:
         """The gold reward as this annotator feels it: longer seems better."""
-        return gold_reward(response, gold) + self.length_bias * len(response.split()) / 10
+        return self.felt(response, gold_reward(response, gold))
+
+    def felt(self, response: str, reward: float) -> float:
+        """The same of a response whose gold reward is known."""
+        return reward + self.length_bias * len(response.split()) / 10
 
     def better(self, first: str, second: str, gold: Gold, rng: random.Random) -> int:
         """0 or 1: which response the label calls better; equal ones are decided by a coin.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from workbook.progress import course_root
 
-PARTS = ("data", "tokenizer", "model", "adapters", "preferences", "awq", "card")
+PARTS = ("data", "tokenizer", "model", "adapters", "preferences", "comparisons", "awq", "card")
 
 
 def assets() -> Path:
@@ -16,9 +16,10 @@ def regenerate(part: str, out: Path | None = None) -> Path:
     """Write one part to `out`, by default to its place among the assets; returns the folder.
 
     data and tokenizer: seconds. model: pre-training, about an hour on two cores. adapters: a
-    minute, from the shipped model. preferences: fifty pairs in three shapes, from base and
-    adapter. awq: the model packed into 4 bits, half a minute. card: the model card, from the
-    recorded measurements.
+    few minutes, from the shipped model. preferences: fifty pairs in three shapes, from base and
+    adapter. comparisons: the pairs of lesson 02, from base and three adapters, minutes. awq:
+    the model packed into 4 bits, half a minute. card: the model card, from the recorded
+    measurements.
 
     Raises ValueError for a part that is not known.
     """
@@ -38,15 +39,24 @@ def regenerate(part: str, out: Path | None = None) -> Path:
         return pretrain(out or course_root() / "runs" / "pretrain")
     if part == "adapters":
         from workbook.world.adapters import train_sft_adapter
+        from workbook.world.policies import CARDS, train_policy
 
         folder = out or assets() / "adapters"
         train_sft_adapter(assets() / "base", folder / "sft")
+        for name in CARDS:
+            train_policy(name, assets() / "base", folder)
         return folder
     if part == "preferences":
         from workbook.world.data import write_preferences
 
         folder = out or assets() / "data"
         write_preferences(folder, assets() / "base", assets() / "adapters" / "sft")
+        return folder
+    if part == "comparisons":
+        from workbook.world.comparisons import write_comparisons
+
+        folder = out or assets() / "data"
+        write_comparisons(assets(), folder)
         return folder
     if part == "card":
         from workbook.world.card import write_card
