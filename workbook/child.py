@@ -75,6 +75,7 @@ def run_forked(work: Callable, *, seconds: float = 5.0, memory_mb: int = 2048) -
 
 def _be_the_child(work: Callable, write_end: int, secret: bytes, memory_mb: int) -> None:
     child, getpid, write, leave, dumps = os.getpid(), os.getpid, os.write, os._exit, json.dumps
+    write_end = _keep_only(write_end)
 
     def send(message: dict) -> None:
         if getpid() != child:  # a fork of learner code has come back with a result of its own
@@ -95,6 +96,13 @@ def _be_the_child(work: Callable, write_end: int, secret: bytes, memory_mb: int)
         send({"ending": "memory"})
     finally:
         leave(0)  # never back into the kernel's event loop, never its exit handlers
+
+
+def _keep_only(descriptor: int) -> int:
+    """Close every inherited file but one (the kernel's sockets and history); its new number."""
+    kept = os.dup2(descriptor, 3, inheritable=False) if descriptor != 3 else 3
+    os.closerange(4, min(os.sysconf("SC_OPEN_MAX"), 2**20))
+    return kept
 
 
 def _read_until(read_end: int, secret: bytes, deadline: float) -> tuple[bytes, bool]:

@@ -51,7 +51,6 @@ def test_extract_answer__other_forms(fn, rng):
             ("#### -1,000 eggs\nDone.", "-1,000 eggs", "The answer ends with its line."),
             ("The answer is -1,000.", "-1,000", "A number may have a sign and commas."),
             ("The answer is 2.50.", "2.50", "A number may have decimals."),
-            ("The answer is $18.", "$18", "A number may have a currency sign: keep it."),
             ("<answer>Nelgar, 3/4</answer>", "Nelgar, 3/4", "A tag may hold any text, as it is."),
         ],
     )
