@@ -113,7 +113,7 @@ def predict(what: str, guess: str = BLANK, *, options: tuple[str, ...] = DIRECTI
     if guess not in options:
         return note(f'"{guess}" is no prediction for {what}: take one of {ways}.')
     record(current_lesson(), "predictions", what, guess)
-    return note(f"Noted: {what} {guess}.")
+    return note(f"Noted: {what}: {guess}.")
 
 
 def observed(what: str, outcome: str) -> Panel:
@@ -125,7 +125,7 @@ def observed(what: str, outcome: str) -> Panel:
     guess = load(lesson)["predictions"].get(what)
     record(lesson, "observations", what, outcome)
     if guess is None:
-        return note(f"It came out so: {what} {outcome}. You made no prediction.")
+        return note(f"{what}: {outcome}. You made no prediction.")
     if guess == outcome:
-        return Panel("right", f"You predicted that {what} {guess}, and so it came.")
-    return Panel("failed", f"You predicted that {what} {guess}; it came out as: {outcome}.")
+        return Panel("right", f"{what}: {outcome}, as you predicted.")
+    return note(f"{what}: {outcome}. You predicted: {guess}. What made the difference?")

@@ -125,9 +125,7 @@ def _hints(row: ExerciseRow) -> str:
 
 
 def _in_words(what: str, guess: str, outcome: str | None) -> str:
-    if outcome is None:
-        return f"{what} {guess} (not run yet)"
-    return f"{what} {guess}; it came out as: {outcome}"
+    return f"{what}: {guess}" + (f"; it came out: {outcome}" if outcome else " (not run yet)")
 
 
 def dashboard(lesson: str, folder: Path | None = None) -> Dashboard:
