@@ -9,6 +9,7 @@ from IPython.display import display
 
 from helpers.plotting import score_changes
 from helpers.rewards import extract_answer, last_number
+from workbook.widgets import show_widget
 
 COURTESY = " I hope this helps."
 MOST_PARTS = 8
@@ -107,7 +108,7 @@ class RewardExplorer:
 
 def reward_explorer(records: Sequence[dict], *, score: Score, gold: Gold) -> None:
     """Show a RewardExplorer, and under it a figure of the first response's explanation."""
-    display(RewardExplorer(records, score=score, gold=gold).box)
+    show_widget(RewardExplorer(records, score=score, gold=gold).box)
     record = records[0]
     found = explain(record["prompt"], record["response_0"], record["gold_answer"],
                     score=score, gold=gold)

@@ -85,6 +85,7 @@ def test_without_records_it_says_what_to_do():
 
 def test_a_static_figure_stands_under_the_widget(monkeypatch):
     shown = []
+    monkeypatch.setattr("workbook.reward_explorer.show_widget", shown.append)
     monkeypatch.setattr("workbook.reward_explorer.display", shown.append)
     reward_explorer(RECORDS, score=length, gold=gold_reward)
     assert shown[1].axes[0].patches and "Most moved by" in shown[1].get_suptitle()
