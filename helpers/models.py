@@ -128,19 +128,27 @@ class RewardModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """input_ids, attention_mask: (B, T), padded on either side. Returns (B, T), float32.
 
         What stands at padding means nothing. Positions are counted over the attention mask, so
-        that padding moves no token.
+        that padding moves no token. Sequences that share a row come with their `position_ids` and
+        a mask (B, 1, T, T) of who may look at whom.
         """
         classifier = self.classifier
         body = getattr(classifier, classifier.base_model_prefix)
-        attention_mask = attention_mask.long()
+        if position_ids is None:
+            attention_mask = attention_mask.long()
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         hidden = body(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+            position_ids=position_ids,
             use_cache=False,
         ).last_hidden_state  # (B, T, H)
         with torch.autocast(hidden.device.type, enabled=False):

@@ -32,12 +32,12 @@ def encode(prompt: str, response: str, tokenizer) -> list[int]:
     Prompt and response are tokenised apart, as everywhere; the reward is read at the last token,
     so every response ends with the same one.
     """
-    ids = [
-        token
-        for text in (prompt, response)
-        for token in tokenizer(text, add_special_tokens=False)["input_ids"]
-    ]
-    return [*ids, tokenizer.eos_token_id]
+    ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+    return [*encode_prompt(prompt, tokenizer), *ids, tokenizer.eos_token_id]
+
+
+def encode_prompt(prompt: str, tokenizer) -> list[int]:
+    return tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
 
 @torch.no_grad()

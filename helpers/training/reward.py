@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from helpers.losses import bradley_terry_loss
-from helpers.reward_models import encode, pool_last_token
+from helpers.reward_models import encode, encode_prompt, pool_last_token
 from helpers.training.loop import run_training
 from helpers.training.method import (
     Batch,
@@ -70,6 +71,51 @@ def train_reward_model(
     )
 
 
+PROMPT, CHOSEN, REJECTED = 0, 1, 2
+
+
+class _Pair(NamedTuple):
+    """Prompt, chosen and rejected response in one row, so that the prompt is read once.
+
+    input_ids, parts (which of the three a token belongs to), positions: each (S,).
+    """
+
+    input_ids: list[int]
+    parts: list[int]
+    positions: list[int]
+
+    @classmethod
+    def of(cls, prompt: str, chosen: str, rejected: str, tokenizer) -> "_Pair":
+        start = len(encode_prompt(prompt, tokenizer))
+        first, second = (encode(prompt, text, tokenizer) for text in (chosen, rejected))
+        return cls(
+            input_ids=[*first, *second[start:]],
+            parts=[PROMPT] * start
+            + [CHOSEN] * (len(first) - start)
+            + [REJECTED] * (len(second) - start),
+            positions=[*range(len(first)), *range(start, len(second))],
+        )
+
+    @property
+    def longest(self) -> int:
+        return max(self.positions) + 1
+
+    def places(self, side: int) -> list[int]:
+        """Where in the row the sequence of prompt and one response stands."""
+        return [place for place, part in enumerate(self.parts) if part in (PROMPT, side)]
+
+
+def _may_look(part: torch.Tensor) -> torch.Tensor:
+    """(N, S) to (N, S, S): back to the prompt and to the own response, never to the other one."""
+    row, column = part[:, :, None], part[:, None, :]
+    back = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool).tril()
+    return back & ((column == PROMPT) | (column == row))
+
+
+def _padded(rows: Sequence[Sequence], *, value) -> torch.Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], True, value)
+
+
 class RewardModelling(Method):
     """What a reward model adds to the loop: both responses of a pair in one pass."""
 
@@ -85,27 +131,33 @@ class RewardModelling(Method):
             texts = [text_of(example, name, place) for name in ("prompt", "chosen", "rejected")]
             margin = example.get("margin")
             read.append((*texts, margin))
-            ids = [encode(texts[0], response, tokenizer) for response in texts[1:]]
+            pair = _Pair.of(*texts, tokenizer)
             if not (texts[1].strip() and texts[2].strip()):
                 report.leave_out("empty response", place)
-            elif max(map(len, ids)) > max_length:
+            elif pair.longest > max_length:
                 report.leave_out(f"longer than {max_length} tokens", place)
             else:
-                self.pairs.append(ids)
+                self.pairs.append(pair)
                 self.margins.append(0.0 if margin is None else float(margin))
         self.report = report.finish(len(self.pairs))
         self.digest = data_digest(read)
-        self.lengths = [max(map(len, pair)) for pair in self.pairs]
+        self.lengths = [len(pair.input_ids) for pair in self.pairs]
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """The chosen responses in the first half of the rows, the rejected in the second."""
+        """One row a pair, its prompt once; and where the tokens of 2N plain sequences stand.
+
+        Returns input_ids, position_ids (N, S), may_look (N, 1, S, S); places, attention_mask
+        (2N, T): the chosen responses in the first half of the rows, the rejected in the second.
+        """
         pairs = [self.pairs[row] for row in rows]
-        ids = [torch.tensor(pair[side]) for side in (0, 1) for pair in pairs]
-        input_ids = pad_sequence(ids, batch_first=True, padding_value=self.pad)  # (2N, T)
-        lengths = torch.tensor([len(row) for row in ids])[:, None]
+        part = _padded([pair.parts for pair in pairs], value=-1)  # (N, S)
+        sequences = [pair.places(side) for side in (CHOSEN, REJECTED) for pair in pairs]
         return {
-            "input_ids": input_ids,
-            "attention_mask": torch.arange(input_ids.shape[1]) < lengths,
+            "input_ids": _padded([pair.input_ids for pair in pairs], value=self.pad),
+            "position_ids": _padded([pair.positions for pair in pairs], value=0),
+            "may_look": _may_look(part)[:, None],
+            "places": _padded(sequences, value=0),
+            "attention_mask": _padded([[True] * len(places) for places in sequences], value=False),
             "margin": torch.tensor([self.margins[row] for row in rows]),
         }
 
@@ -113,7 +165,8 @@ class RewardModelling(Method):
         return len(batch["margin"])
 
     def loss(self, model, batch: Batch, normalizer: float):
-        token_rewards = model(batch["input_ids"], batch["attention_mask"])  # (2N, T)
+        joined = model(batch["input_ids"], batch["may_look"], batch["position_ids"])  # (N, S)
+        token_rewards = joined.repeat(2, 1).gather(1, batch["places"])  # (2N, T)
         rewards = self.pool(token_rewards, batch["attention_mask"])
         chosen, rejected = rewards.chunk(2)
         losses = self.loss_function(chosen, rejected, **self._options(batch))
