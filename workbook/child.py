@@ -195,6 +195,8 @@ def run_here(work: Callable, *, seconds: float) -> ChildReport:
         report.ending = "timeout"
     except MemoryError:
         report.ending = "memory"
+    except BaseException as error:  # SystemExit of learner code must not end the kernel
+        report.detail = type(error).__name__
     finally:
         restore_settings(before)
         random.setstate(numbers)

@@ -98,6 +98,15 @@ def test_an_odd_end_gets_one_short_sentence(function, says):
     assert len(panel.headline) < 400
 
 
+def test_without_a_child_an_exit_ends_neither_check_nor_kernel(monkeypatch):
+    monkeypatch.delenv("WORKBOOK_ROOT")
+    monkeypatch.setattr(engine, "why_no_fork", lambda: "this system has no fork")
+    panel = check(_raises(SystemExit(1)), "extract_answer")
+    assert panel.kind == "raised" and "it calls exit()" in panel.headline
+    panel = check(lambda text: "18", "extract_answer")
+    assert panel.kind == "failed" and "inside the kernel" in dict(panel.rows)["note"]
+
+
 def test_a_fork_that_returns_adds_no_results_of_its_own():
     def forks(text):
         os.fork()
