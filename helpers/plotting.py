@@ -213,7 +213,8 @@ def sweep_curves(
     axes.set_xscale("log", base=2)
     ticks = sorted({size for curve in [*curves.values(), *(published or {}).values()]
                     for size in curve})
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=9)
+    axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks], fontsize=9)
+    axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)

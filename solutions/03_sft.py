@@ -17,6 +17,7 @@ from IPython.display import display
 from torch import nn
 
 from helpers.data import load_records
+from helpers.diagnose import diagnose
 from helpers.evaluation import complete, grade_completions, summarise_rates
 from helpers.models import LoraSettings, load_model
 from helpers.plotting import method_table, rates_with_intervals, sweep_curves, training_curves
@@ -24,6 +25,7 @@ from helpers.prompts import load_template, render, render_passages
 from helpers.quantization import footprint
 from helpers.rewards import qa_scores, r1_zero_reward, token_f1
 from helpers.training import SFTSettings, train_sft
+from workbook.bughunt import LR, MICRO, SIZE, STEPS, judge_loop
 from workbook.lesson import (
     answer,
     begin,
@@ -35,6 +37,7 @@ from workbook.lesson import (
     predict,
     progress,
     published,
+    published_group,
     ready,
     recorded_or_live,
     run_folder,
@@ -217,7 +220,7 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
     def three(rates):
         return {"format": rates["format_rate"], "strict": rates["accuracy"], "lenient": rates["lenient_accuracy"]}
 
-    s0 = published("s0.sft_128")
+    s0 = published("s0.sft.128")
     display(rates_with_intervals(
         {"base": three(before), "after SFT": three(after)},
         title=f"{len(examples)} examples lift the format from {before['format_rate'][0]:.1%} to "
@@ -276,10 +279,9 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
     curves = {f"{arm} targets, {metric}": {int(size): point[metric] for size, point in points.items()}
               for arm, points in sweep.items() for metric in ("strict", "lenient")}
     closed = [point["closed"] for point in sweep["unclosed"].values()]
-    entries = [published(f"s0.sft_{size}") for size in (128, 256, 512, 1024, 7473)]
+    s0_sizes = {int(size): entry.value for size, entry in published_group("s0.sft").items()}
     display(sweep_curves(curves, title=f"As unclosed targets join, {max(closed):.0%} closed answers become {closed[-1]:.0%}",
-                         xlabel="training examples", published={"S0, row 21": {
-                             size: entry.value for size, entry in zip((128, 256, 512, 1024, 7473), entries, strict=True)}}))
+                             xlabel="training examples", published={"S0, row 21": s0_sizes}))
     strict = [point["strict"] for point in sweep["unclosed"].values()]
     best = max(strict, key=lambda rate: rate[0])
     trend = "falls" if strict[-1][2] < best[1] else "stays"  # its interval lies below the best one
@@ -530,7 +532,7 @@ if ready("tokenize_prompt_and_response", "sft_loss", "rejection_sample"):
         "methods": methods, "sweep": sweep,
         "rejection": {"samples": drawn, "kept": len(kept), "before": qa_before, "after": qa_after}}
     save_findings("03", findings, seeds=[profile.sampling.seed])
-    display(comparison_table("03", findings))
+    display(comparison_table("03", findings, ["s0.sft.128", "s2.tuned_accuracy"]))
 
 # %% [markdown]
 # **What is built in, what is found.** That the format lies dormant in the base model was put into its training text. How few examples wake it, what the sweep does with unclosed targets, and what rounding to four bits costs, you measured.
@@ -566,3 +568,128 @@ answer("03-5", "b")
 
 # %%
 progress()
+
+# %% [markdown]
+# ---
+# # Going further
+#
+# ## What raised no error
+#
+# Most failures of a training raise nothing. `diagnose` reads a run's own records and names the ones it knows. Your run, and one with a mask that ends before the EOS:
+
+# %%
+if ready("tokenize_prompt_and_response", "sft_loss"):
+    def loses_the_eos(prompts, responses, tokenizer, **options):
+        batch = tokenize_prompt_and_response(prompts, responses, tokenizer, **options)
+        return batch | {"response_mask": batch["response_mask"] & (batch["labels"] != tokenizer.eos_token_id)}
+
+    careless, _ = load_model(base_path, lora=lora, device=profile.engine.device)
+    short_run = train_sft(careless, examples[:32], settings_for(num_epochs=1, progress=False), tokenizer=tokenizer,
+                          functions=functions | {"tokenize_prompt_and_response": loses_the_eos})
+    print("your run:  ", diagnose(run, data=examples, held_out=problems, tokenizer=tokenizer))
+    print("by ids:    ", diagnose(short_run, data=examples[:32], tokenizer=tokenizer))
+
+# %% [markdown]
+# ## A bug hunt
+#
+# The loop below runs and its loss falls. It has up to three bugs, and they hide each other. Mend it in place; the judge trains for some seconds with yours and with a right
+# loop, on the same rows in the same order, and shows where the curves part.
+
+# %%
+def training_loop(model, tokenizer, rows):
+    """STEPS steps of SIZE rows in micro-batches of MICRO, the learning rate falling to 0."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
+    losses = []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * (step + 1) / STEPS
+        losses.append(accumulate(model, optimizer, tokenizer, rows[step * SIZE:(step + 1) * SIZE]))
+        optimizer.step()
+    return losses
+
+
+def accumulate(model, optimizer, tokenizer, rows):
+    total, count = 0.0, SIZE // MICRO
+    for start in range(0, SIZE, MICRO):
+        optimizer.zero_grad()
+        few = rows[start:start + MICRO]
+        batch = tokenize_prompt_and_response([r["prompt"] for r in few], [r["response"] for r in few], tokenizer, append_eos=True)
+        log_probs = model(batch["input_ids"]).logits.log_softmax(-1).gather(-1, batch["labels"][..., None]).squeeze(-1)
+        loss = sft_loss(log_probs, batch["response_mask"]) / count
+        loss.backward()
+        total += loss.item()
+    return total
+
+# %%
+if ready("tokenize_prompt_and_response", "sft_loss"):
+    hunting = (demonstrations(SIZE * STEPS) * STEPS)[:SIZE * STEPS]
+    verdict = judge_loop(training_loop, base_path, hunting)
+    display(verdict.panel)
+    display(verdict.figure)
+
+# %% tags=["solution-only"]
+def mended_step(model, tokenizer, rows):
+    parts = [rows[start:start + MICRO] for start in range(0, SIZE, MICRO)]
+    batches = [tokenize_prompt_and_response([r["prompt"] for r in few], [r["response"] for r in few], tokenizer, append_eos=True)
+               for few in parts]
+    tokens, total = sum(batch["response_mask"].sum() for batch in batches), 0.0  # of the whole step
+    for batch in batches:
+        log_probs = model(batch["input_ids"]).logits.log_softmax(-1).gather(-1, batch["labels"][..., None]).squeeze(-1)
+        loss = sft_loss(log_probs, batch["response_mask"], normalizer=tokens)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def mended_loop(model, tokenizer, rows):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
+    losses = []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * (1 - step / STEPS)  # it rose
+        optimizer.zero_grad()  # once a step: inside the micro-batches it threw all but the last away
+        losses.append(mended_step(model, tokenizer, rows[step * SIZE:(step + 1) * SIZE]))
+        optimizer.step()
+    return losses
+
+display(judge_loop(mended_loop, base_path, hunting).panel)
+
+# %% [markdown]
+# ## Packing, and its trap
+#
+# Padding is wasted work; packing puts several examples into one row. Then each must not read the ones before it. Restarting `position_ids` keeps them apart in transformers, but only with `use_cache=False`
+# and no attention mask. In every other case the examples leak into each other, and nothing says so:
+
+# %%
+if ready("tokenize_prompt_and_response"):
+    texts = [tokenizer(row["prompt"] + row["response"])["input_ids"] for row in demonstrations(2)]
+    packed_row = torch.tensor([texts[0] + texts[1]])
+    places = torch.tensor([[*range(len(texts[0])), *range(len(texts[1]))]])
+    with torch.no_grad():
+        alone = model(torch.tensor([texts[1]]), use_cache=False).logits[0]
+        ways = {"position_ids restart, no cache, no mask": dict(position_ids=places, use_cache=False),
+                "the same with an attention mask": dict(position_ids=places, use_cache=False, attention_mask=torch.ones_like(packed_row)),
+                "the same with a cache": dict(position_ids=places, use_cache=True),
+                "no position_ids": dict(use_cache=False)}
+        for name, options in ways.items():
+            logits = model(packed_row, **options).logits[0, len(texts[0]):]
+            print(f"{name:42} largest error of the second example's logits {(logits - alone).abs().max():.2g}")
+
+# %% [markdown]
+# ## A ladder of learning rates
+#
+# LoRA wants about ten times the learning rate of full training ("LoRA Without Regret", Thinking Machines 2025). Each rung is one run of the lesson's examples.
+
+# %%
+def rung(method, lr):
+    student, words = load_for(method)
+    train_sft(student, examples, settings_for(lr=lr, progress=False), tokenizer=words, functions=functions)
+    return evaluate_maths(student, words, limit=profile.sizes.sft.method_problems)[0]["accuracy"]
+
+if ready("tokenize_prompt_and_response", "sft_loss"):
+    ladder = recorded_or_live("ladder", lambda: {
+        method: {lr: rung(method, lr) for lr in profile.sizes.sft.ladder} for method in ("full", "lora")})
+    best = {method: max(rungs, key=lambda lr: rungs[lr][0]) for method, rungs in ladder.items()}
+    display(sweep_curves({method: {float(lr): rate for lr, rate in rungs.items()} for method, rungs in ladder.items()},
+                         title=f"Best learning rate: full {float(best['full']):g}, LoRA {float(best['lora']):g}",
+                         xlabel="learning rate", ylabel="strict accuracy"))

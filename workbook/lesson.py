@@ -75,7 +75,7 @@ from workbook.progress import (
     write_json,
 )
 from workbook.properties import bind, is_stub
-from workbook.published import comparison_table, published
+from workbook.published import comparison_table, published, published_group
 from workbook.recorded import recorded_or_live
 from workbook.tokens import token_view
 from workbook.widgets import failure_browser
@@ -92,6 +92,7 @@ __all__ = [
     "predict",
     "progress",
     "published",
+    "published_group",
     "ready",
     "recorded_or_live",
     "run_folder",

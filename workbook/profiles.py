@@ -123,6 +123,7 @@ class SFTSizes(_Section):
     sweep: list[Count]  # numbers of demonstrations of the data-size sweep
     sweep_problems: Count
     method_problems: Count  # for each way to hold the weights
+    ladder: list[Annotated[float, Field(gt=0)]]  # learning rates
     qa_questions: Count  # sampled for rejection sampling
     qa_samples: Count  # a question
     qa_problems: Count
