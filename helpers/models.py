@@ -18,17 +18,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from helpers import quantization as quantize
-from helpers.reference import Reference, freeze_reference
+from helpers.quantization import footprint as footprint
+from helpers.reference import Reference as Reference
+from helpers.reference import freeze_reference as freeze_reference
 
-__all__ = [
-    "LoraSettings",
-    "Reference",
-    "RewardModel",
-    "freeze_reference",
-    "load_model",
-    "load_reward_model",
-    "merge_adapter",
-]
 # Below this many parameters half precision saves nothing that matters, and float32 is exact.
 _SMALL_MODEL = 100_000_000
 
@@ -298,10 +291,8 @@ def _refuse_two_adapters(adapter, lora) -> None:
 @contextmanager
 def _quiet_loading():
     """No bar for each load, also of a model that is there at once, and no table of new heads."""
-    shown, verbosity = (
-        transformers_logging.is_progress_bar_enabled(),
-        transformers_logging.get_verbosity(),
-    )
+    shown = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,32 +11,23 @@ from safetensors.torch import load_file
 from helpers.layers import dequantize_awq
 from helpers.models import load_model
 from workbook.world.awq import (
-    calibration_ids,
+    HELD_OUT_SEED,
     fold_scales,
     input_statistics,
+    logits_error,
     quantize_model,
     scaled_groups,
     search_scales,
+    text_ids,
 )
-from workbook.world.pretrain import packed_rows
 
 ASSETS = Path(__file__).parents[2] / "workbook" / "assets"
-HELD_OUT_SEED = 91  # neither of the training nor of the calibration
 
 
 @pytest.fixture(scope="module")
 def held_out(base_model):
-    """Rows of text and the base model's logits on them."""
-    model, tokenizer = base_model
-    ids = torch.tensor([row for row, _ in islice(packed_rows(tokenizer, HELD_OUT_SEED), 6)])
-    with torch.no_grad():
-        return ids, model(input_ids=ids).logits
-
-
-def logits_error(model, held_out) -> float:
-    ids, expected = held_out
-    with torch.no_grad():
-        return (model(input_ids=ids).logits - expected).square().mean().sqrt().item()
+    """Rows of text that neither the training nor the calibration has read."""
+    return text_ids(base_model[1], HELD_OUT_SEED, rows=6)
 
 
 def test_folding_scales_changes_no_output(base_model, held_out):
@@ -48,14 +38,14 @@ def test_folding_scales_changes_no_output(base_model, held_out):
         for group in scaled_groups(model):
             width = group.shared(torch.ones(group.layers[0].in_features)).numel()
             fold_scales(group, torch.rand(width) + 0.5)
-    assert logits_error(model, held_out) < 1e-4
+    assert logits_error(model, base, held_out) < 1e-4
 
 
 def test_searched_scales_are_better_than_rounding_on_text_of_neither(base_model, held_out):
     base, tokenizer = base_model
-    ids = calibration_ids(tokenizer, rows=4)
-    searched = logits_error(quantize_model(copy.deepcopy(base), ids), held_out)
-    plain = logits_error(quantize_model(copy.deepcopy(base), None), held_out)
+    ids = text_ids(tokenizer, rows=4)
+    searched = logits_error(quantize_model(copy.deepcopy(base), ids), base, held_out)
+    plain = logits_error(quantize_model(copy.deepcopy(base), None), base, held_out)
     assert 0.05 < searched < 0.98 * plain
 
 
@@ -65,12 +55,12 @@ def test_search_finds_the_inputs_that_matter(base_model):
     model = copy.deepcopy(base)
     group = next(scaled_groups(model))
     group.makes.weight.data[5] *= 100
-    statistics = input_statistics(model, calibration_ids(tokenizer, rows=1))
+    statistics = input_statistics(model, text_ids(tokenizer, rows=1))
     scales = search_scales(group, statistics[group.layers[0]], 64)
     assert scales.argmax() == 5 and scales[5] > 2
 
 
-def test_shipped_checkpoint_is_in_the_standard_layout(held_out):
+def test_shipped_checkpoint_is_in_the_standard_layout(base_model, held_out):
     config = json.loads((ASSETS / "base-awq" / "config.json").read_text(encoding="utf-8"))
     assert config["quantization_config"] == {
         "quant_method": "awq",
@@ -92,4 +82,4 @@ def test_shipped_checkpoint_is_in_the_standard_layout(held_out):
     parts = [tensors[f"{prefix}.{name}"] for name in ("qweight", "qzeros", "scales")]
     loaded = model.model.layers[0].mlp.down_proj.dequantize()
     assert torch.equal(loaded, dequantize_awq(*parts, group_size=64))
-    assert logits_error(model, held_out) < 0.2
+    assert logits_error(model, base_model[0], held_out) < 0.2
