@@ -40,8 +40,8 @@ class Merge:
     def __str__(self) -> str:
         counts = {"renewed": self.renewed, "added": self.added, "removed": self.removed}
         said = [f"{count(number, 'cell')} {what}" for what, number in counts.items() if number]
-        mine = f"{count(self.yours, 'cell')} of yours kept"
-        return ", ".join([*(said or ["no cell renewed"]), mine])
+        said += [f"{count(self.yours, 'cell')} of yours kept"] if self.yours else []
+        return ", ".join(said or ["no cell renewed"])
 
 
 def update_lessons(lessons: Path, work: Path) -> tuple[list[str], list[str]]:
