@@ -397,7 +397,8 @@ def preference_report(better_scores: Sequence[float], worse_scores: Sequence[flo
     >>> report["worse_worse_than_better_count"], report["ties"], round(report["accuracy"], 3)
     (1, 1, 0.333)
     """
-    better, worse = (torch.as_tensor(s).double() for s in (better_scores, worse_scores))
+    better, worse = (torch.as_tensor(s, dtype=torch.float64)
+                     for s in (better_scores, worse_scores))
     if better.ndim != 1 or better.shape != worse.shape or not len(better):
         raise ValueError(f"preference_report needs as many better as worse scores, and at least "
                          f"one; it got shapes {tuple(better.shape)} and {tuple(worse.shape)}.")

@@ -4,13 +4,16 @@ import itertools
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.data import LoadReport
 from helpers.evaluation import (
+    best_of_n,
     bootstrap_interval,
     build_prompts,
     complete,
@@ -20,6 +23,7 @@ from helpers.evaluation import (
     mean_pass_at_k,
     paired_test,
     pass_at_k,
+    preference_report,
     summarise,
     wilson_interval,
     write_json,
@@ -219,3 +223,48 @@ def test_files_are_replaced_whole_and_hold_any_text(tmp_path):
         write_json(path, {"x": object()})
     assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
     assert "价格" in path.read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------- preferences
+
+
+def test_the_report_of_published_counts_gives_their_accuracy():
+    better = [1.0] * 2017 + [0.0] * 891
+    worse = [0.0] * 2017 + [1.0] * 891
+    report = preference_report(better, worse)
+    assert report["worse_worse_than_better_count"] == 2017
+    assert report["worse_better_than_better_count"] == 891
+    assert report["accuracy"] == pytest.approx(0.6936, abs=1e-4)
+
+
+def test_scores_of_unequal_shape_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(1,\)"):
+        preference_report([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="not finite"):
+        preference_report([float("nan")], [1.0])
+    with pytest.raises(ValueError, match="shapes"):
+        preference_report(torch.ones(2, 2), torch.zeros(2, 2))
+
+
+def test_best_of_n_is_the_mean_over_all_choices():
+    rng = np.random.default_rng(0)
+    proxy, gold = rng.normal(size=(3, 6)), rng.normal(size=(3, 6))
+    for n in range(1, 7):
+        chosen = [[max(some, key=lambda k: proxy[row, k]) for some in
+                   itertools.combinations(range(6), n)] for row in range(3)]
+        found = best_of_n(proxy, gold, n)
+        for rewards, got in zip((proxy, gold), found, strict=True):
+            expected = [rewards[row, best].mean() for row, best in enumerate(chosen)]
+            assert got == pytest.approx(expected)
+
+
+def test_best_of_n_with_one_sample_is_the_mean_and_with_all_the_best():
+    proxy, gold = np.array([[0.0, 2.0, 1.0]]), np.array([[5.0, 1.0, 3.0]])
+    assert best_of_n(proxy, gold, 1)[1] == pytest.approx([3.0])
+    assert best_of_n(proxy, gold, 3)[1] == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize("n", [0, 4])
+def test_best_of_n_wants_n_of_the_samples(n):
+    with pytest.raises(ValueError, match=f"n = {n}"):
+        best_of_n([[0.0, 1.0, 2.0]], [[0.0, 1.0, 2.0]], n)

@@ -111,3 +111,32 @@ def test_a_grid_of_counts_shows_each_count_and_shades_by_share(tmp_path):
     assert axes.images[0].get_array().tolist() == [[0.75, 0.0], [1.0, 0.0]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["weak", "strict"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["hedging", "echo"]
+
+
+def test_the_scatter_counts_each_side_of_the_diagonal(tmp_path):
+    figure = plotting.better_worse_scatter([3.0, 2.0, 1.0, 1.0], [1.0, 1.0, 2.0, 1.0], title="t")
+    axes = draw(figure, tmp_path)
+    texts = legend_texts(figure)
+    assert "better scores higher (2 pairs, 50 %)" in texts
+    assert "worse scores higher (1 pairs, 25 %)" in texts and "tie (1 pairs, 25 %)" in texts
+    above = axes.collections[1].get_offsets()
+    assert [tuple(map(float, point)) for point in above] == [(1.0, 2.0)]
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == list(line.get_ydata())
+
+
+def test_best_of_n_has_a_line_and_a_band_for_each_reward(tmp_path):
+    curves = {"reward model": {1: (0, 0, 0), 2: (0.5, 0.4, 0.6), 16: (1.5, 1.3, 1.7)},
+              "gold reward": {1: (0, 0, 0), 2: (0.2, 0.1, 0.3), 16: (0.1, -0.2, 0.3)}}
+    axes = draw(plotting.best_of_n_curves(curves, title="t"), tmp_path)
+    assert [list(line.get_ydata()) for line in axes.lines] == [[0, 0.5, 1.5], [0, 0.2, 0.1]]
+    assert axes.lines[0].get_color() == plotting.METHOD_COLOURS["reward model"]
+    assert len(axes.collections) == 2 and axes.get_xscale() == "log"
+
+
+def test_score_changes_has_two_bars_an_edit(tmp_path):
+    changes = {"+ courtesy": (0.4, 0.05), "without 1": (-0.2, -1.0)}
+    figure = plotting.score_changes(changes, title="t")
+    axes = draw(figure, tmp_path)
+    assert [bar.get_width() for bar in axes.patches] == [0.4, -0.2, 0.05, -1.0]
+    assert legend_texts(figure) == ["reward model", "gold reward"]

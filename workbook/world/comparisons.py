@@ -7,7 +7,7 @@ Every response is a sample at temperature 1 of a shipped policy; the annotator o
 
     reward_train.jsonl   two policies a pair, problems of the train split
     reward_test.jsonl    the same of the test split
-    reward_sets.jsonl    both responses of one policy, three policies on the same test problems
+    reward_sets.jsonl    both responses of one policy; three policies on the same test problems
 """
 
 import random
@@ -22,10 +22,10 @@ from workbook.world.policies import prompt_of
 from workbook.world.preferences import Annotator, label_pairs
 
 POLICIES = ("base", "sft_short", "sft", "verbose")
-SET_POLICIES = ("base", "sft", "verbose")
+SET_POLICIES = ("base", "sft_short", "verbose")
 TRAIN_PROBLEMS = 1075
 TEST_PROBLEMS = (1050, 160)  # a second draw: equal responses give no pair, and 1,000 are wanted
-SET_PROBLEMS, SET = 190, 160  # of 190 problems those 160 for which all three policies give a pair
+SET_PROBLEMS = 190
 RESERVED = 280  # test problems that the mixed pairs leave alone
 SEED = 0
 MAX_NEW_TOKENS = 192
@@ -57,34 +57,36 @@ def mixed_pairs(assets: Path, problems: Sequence[Problem], seed: int) -> list[di
 
 
 def own_pairs(assets: Path, problems: Sequence[Problem], seed: int) -> list[dict]:
-    """SET labelled pairs a policy, both responses its own; the problems are common to all."""
+    """Labelled pairs a policy, both responses its own, from the same problems for all.
+
+    A policy that gives a problem twice the same response has one pair fewer.
+    """
     texts = sample_policies(assets, {name: list(problems) for name in SET_POLICIES}, seed, n=2)
-    two = {name: {p.question: list(dict.fromkeys(texts[name][p.question])) for p in problems}
-           for name in SET_POLICIES}
-    common = [p for p in problems if all(len(two[name][p.question]) == 2 for name in two)][:SET]
     records = []
     for name in SET_POLICIES:
-        samples = [(p, dict(enumerate(two[name][p.question]))) for p in common]
-        records += [record | {"policy_0": name, "policy_1": name}
-                    for record in labelled(samples, seed)]
+        samples = [(p, texts[name][p.question]) for p in problems]
+        records += labelled([(p, dict(enumerate(two))) for p, two in samples], seed, author=name)
     return records
 
 
-def labelled(samples: Sequence[tuple[Problem, dict]], seed: int) -> list[dict]:
+def labelled(
+    samples: Sequence[tuple[Problem, dict]], seed: int, author: str | None = None
+) -> list[dict]:
     """Records of the pairs: the label, both gold rewards, the gold answer, who wrote what.
 
-    samples: a problem with {policy: response}; two equal responses give no pair.
+    samples: a problem with {policy: response}; two equal responses give no pair. author: the one
+    policy that wrote both.
     """
     triples = [(prompt_of(p), str(p.final), list(texts.values())) for p, texts in samples]
     by_prompt = {prompt_of(p): (p, texts) for p, texts in samples}
     records = []
     for pair in label_pairs(triples, Annotator(), seed):
         problem, texts = by_prompt[pair.prompt]
-        author = {text: name for name, text in texts.items()}
+        wrote = {text: author or name for name, text in texts.items()}
         records.append(pair.as_better_id() | {
             "gold_reward_0": pair.gold_reward_0, "gold_reward_1": pair.gold_reward_1,
             "gold_answer": str(problem.final),
-            "policy_0": author[pair.response_0], "policy_1": author[pair.response_1]})
+            "policy_0": wrote[pair.response_0], "policy_1": wrote[pair.response_1]})
     return records
 
 
