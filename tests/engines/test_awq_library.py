@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AwqConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AwqConfig
 
 pytestmark = pytest.mark.engines
 pytest.importorskip("gptqmodel", reason="the AWQ library is not in this environment")
@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 
 from helpers.layers import AwqLinear  # noqa: E402
 from helpers.models import LoraSettings, load_model  # noqa: E402
-from helpers.quantization import uses_awq_library  # noqa: E402
+from helpers.quantization import loading_arguments, uses_awq_library  # noqa: E402
 
 CHECKPOINT = Path(__file__).parents[2] / "workbook" / "assets" / "base-awq"
 TEXT = "Nora has 12 apples and buys 30 more. How many apples does she have now?"
@@ -52,6 +52,14 @@ def test_own_layer_is_used_on_a_cpu_also_beside_the_library(pair):
     other = theirs.get_base_model().model.layers[0].mlp.up_proj.base_layer
     assert isinstance(layer, AwqLinear)
     assert type(other).__module__.startswith("gptqmodel")
+
+
+def test_a_gpu_gets_the_librarys_trainable_kernels():
+    """What transformers is told there; the kernels themselves need the GPU."""
+    config = AutoConfig.from_pretrained(CHECKPOINT)
+    arguments = loading_arguments("awq", config, torch.device("cuda", 0), torch.float16)
+    assert arguments == {"dtype": torch.float16, "device_map": {"": torch.device("cuda", 0)}}
+    assert AwqConfig.from_dict(dict(config.quantization_config)).backend == "auto_trainable"
 
 
 def test_weights_are_equal(pair):
