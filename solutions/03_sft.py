@@ -485,8 +485,8 @@ check(rejection_sample)
 # %%
 QA_REASON = load_template("qa_reason")
 
-def open_book(name, limit):
-    records, _ = load_records(profile.path(profile.data[name]), limit=limit)
+def open_book(file, limit):
+    records, _ = load_records(profile.path(file), limit=limit)
     prompts = [render(QA_REASON, passages=render_passages(r["passages"]), question=r["question"]) for r in records]
     return prompts, list(records["answers"])
 
@@ -497,14 +497,14 @@ def reasoned(model, prompts, *, n=1, temperature=0.0):
     return [texts[start : start + n] for start in range(0, len(texts), n)]
 
 def score_qa(model):
-    prompts, golds = open_book("qa_test", profile.sizes.sft.qa_problems)
+    prompts, golds = open_book(profile.data.qa_test, profile.sizes.sft.qa_problems)
     stated = [texts[0].rpartition("Answer:")[2] for texts in reasoned(model, prompts)]
     scores = [qa_scores(text, accepted) for text, accepted in zip(stated, golds, strict=True)]
     return {name: sum(score[name] for score in scores) / len(scores) for name in ("sub_em", "f1")}
 
 # %%
 if ready("tokenize_prompt_and_response", "sft_loss", "rejection_sample"):
-    prompts, golds = open_book("qa_train", profile.sizes.sft.qa_questions)
+    prompts, golds = open_book(profile.data.qa_train, profile.sizes.sft.qa_questions)
     samples = reasoned(model, prompts, n=profile.sizes.sft.qa_samples, temperature=1.0)
     kept = rejection_sample(prompts, samples, golds)
     drawn = sum(map(len, samples))

@@ -17,7 +17,7 @@ from helpers.models import LoraSettings, load_model
 from helpers.plotting import training_curves
 from workbook.panel import Panel
 
-STEPS, SIZE, MICRO, LR = 10, 16, 4, 2e-3
+STEPS, SIZE, MICRO, LR = 8, 16, 4, 2e-3
 TOLERANCE = 0.002  # of a loss, relative; equal loops differ by rounding only
 
 

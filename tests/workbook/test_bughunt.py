@@ -48,7 +48,7 @@ def loop_with(*, by_id=False, zero_inside=False, rising=False):
 
 def test_a_right_loop_of_another_hand_passes():
     verdict = judge_loop(loop_with(), BASE, ROWS)
-    assert verdict.solved and "All 10 losses" in verdict.panel.headline
+    assert verdict.solved and "All 8 losses" in verdict.panel.headline
     assert len(verdict.figure.axes[0].lines) == 2
 
 
@@ -66,5 +66,5 @@ def test_bugs_part_the_curves(bugs, says):
 
 
 def test_too_few_rows_are_named():
-    with pytest.raises(ValueError, match="needs 160 examples, but 3"):
+    with pytest.raises(ValueError, match="needs 128 examples, but 3"):
         judge_loop(loop_with(), BASE, ROWS[:3])
