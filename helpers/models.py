@@ -252,12 +252,13 @@ def _load(auto_class, source, revision, quantization, device, dtype, **config_op
 
 
 def _cast(model, dtype: torch.dtype) -> None:
-    """All but the head of a reward model, which stays as exact as it is stored."""
-    head = getattr(model, "score", None)
-    exact = None if head is None else head.weight.detach().clone()
-    model.to(dtype)
-    if head is not None:
-        head.weight.data = exact
+    """All parameters but the head of a reward model, which stays as exact as it is stored.
+
+    `model.to(dtype)` would round the rotary frequencies too, and with them far positions.
+    """
+    for name, parameter in model.named_parameters():
+        if not name.startswith("score."):
+            parameter.data = parameter.data.to(dtype)
 
 
 def merge_adapter(model, tokenizer, folder: str | Path) -> Path:

@@ -215,7 +215,9 @@ def plain_copy(model):
             delattr(config, setting)
     with torch.device("meta"):
         plain = type(base)(config)
-    plain = plain.to(base.dtype).to_empty(device=base.device)
+    plain = plain.to_empty(device=base.device)
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.to(base.dtype)
     for name, target in plain.named_modules():
         source = base.get_submodule(name)
         if isinstance(source, ModulesToSaveWrapper):

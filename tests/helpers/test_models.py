@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from helpers.models import LoraSettings, load_model
 
@@ -41,6 +42,16 @@ def test_half_precision_plain_model_is_frozen(folder):
     model, _ = load_model(folder, device="cpu", dtype="bfloat16")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not trainable(model)
+
+
+def test_half_precision_leaves_the_positions_exact(folder):
+    """A model cast as a whole has rounded rotary frequencies: far tokens stand elsewhere."""
+    model, tokenizer = load_model(folder, device="cpu", dtype="bfloat16")
+    hub = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    text = "Nora has 12 apples and buys 30 more. " * 20
+    assert torch.equal(logits(model, tokenizer, text), logits(hub, tokenizer, text))
+    whole = hub.float().to(torch.bfloat16)
+    assert not torch.equal(logits(whole, tokenizer, text), logits(model, tokenizer, text))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
