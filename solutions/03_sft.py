@@ -439,8 +439,8 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
 if ready("tokenize_prompt_and_response", "sft_loss"):
     smallest = min(methods, key=lambda name: methods[name]["weights_mb"] + methods[name]["training_state_mb"])
     display(method_table(
-        {name: {"weights, MB": round(m["weights_mb"], 1), "gradient and moments, MB": round(m["training_state_mb"], 1),
-                "format": m["format"], "strict": m["strict"]} for name, m in methods.items()},
+        {name: {"weights": f"{m['weights_mb']:.1f} MB", "gradient, moments": f"{m['training_state_mb']:.1f} MB",
+                "format": tuple(m["format"]), "strict": tuple(m["strict"])} for name, m in methods.items()},
         title=f"The same {len(examples)} examples; {smallest} needs least memory"))
 
 # %% [markdown]

@@ -18,6 +18,9 @@ def run_tests(everything: bool = False) -> int:
         steps["style"] = ["ruff", "check", "."]
         steps["build --check"] = ["workbook", "build", "--check"]
         steps["run all"] = ["workbook", "run", "all"]
+        for profile in ("small", "full"):
+            step = ["workbook", "run", "all", "--profile", profile, "--rehearse"]
+            steps[f"rehearse {profile}"] = step
     failed = [name for name, step in steps.items() if run_module(name, step)]
     if everything and not engines_in_order():
         failed.append("engines")

@@ -42,7 +42,10 @@ class Walk:
     mistake: str
 
 
-WALKS = [Walk("01", "extract_answer", "takes the first statement instead of the last")]
+WALKS = [
+    Walk("01", "extract_answer", "takes the first statement instead of the last"),
+    Walk("03", "sft_loss", "averages row means, so tokens of short rows weigh more"),
+]
 
 
 @pytest.fixture
