@@ -107,6 +107,8 @@ def response_log_probs(
 
     input_ids, labels, attention_mask, position_ids, response_mask: (B, T). Padding may stand on
     either side: without `position_ids`, positions are counted over the attention mask.
+        A mask (B, 1, T, T) says who may look at whom, for sequences that share a row; it comes with
+        their `position_ids`.
     response_mask: where given, only these positions are projected to the vocabulary, in chunks
         that are computed again for the gradient when they are many; all others are 0.
     temperature: logits are divided by it; give the temperature that the tokens were sampled at,
@@ -118,15 +120,17 @@ def response_log_probs(
     The scoring happens inside the forward of `model` itself, in place of its output layer, so a
     wrapper for several processes (DistributedDataParallel) still sees and reduces the gradients.
     """
-    if attention_mask is not None and position_ids is None:
-        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    if attention_mask is not None and attention_mask.dim() == 2:
+        attention_mask = attention_mask.long()
+        if position_ids is None:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     selected = torch.ones_like(labels, dtype=torch.bool) if response_mask is None else response_mask
     selected = selected.bool()
     unwrapped = getattr(model, "module", model)  # the model inside DistributedDataParallel
     with _scoring_head(unwrapped, labels, selected, temperature, return_entropy):
         scores = model(
             input_ids=input_ids,
-            attention_mask=None if attention_mask is None else attention_mask.long(),
+            attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
         ).logits  # (K, 1 or 2): one row a selected position
@@ -136,6 +140,21 @@ def response_log_probs(
         name: empty.masked_scatter(selected, column)
         for name, column in zip(names, scores.unbind(-1), strict=True)
     }
+
+
+def sequence_log_probs(log_probs: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
+    """log p(response | prompt): the sum over the response tokens, and over no others.
+
+        log p(y | x) = sum_t log p(y_t | x, y_before_t)
+
+    log_probs, response_mask: (B, T), as `response_log_probs` and `tokenize_prompt_and_response`
+        give them. Returns (B,); a row without response tokens gives 0.
+
+    Example:
+        >>> sequence_log_probs(torch.tensor([[-9.0, -1.0, -3.0]]), torch.tensor([[0, 1, 1]]))
+        tensor([-4.])
+    """
+    return log_probs.masked_fill(~response_mask.bool(), 0.0).sum(dim=-1)
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,47 @@
 
 Notation: B sequences, T time steps, N pairs, G samples of one prompt. `log_probs` are (B, T) as
 `helpers.logprobs.response_log_probs` gives them; `*_logps` are their sums over the response, (N,).
-Functions return one value an element wherever possible; `aggregate` reduces them.
+Functions return one value an element wherever possible; `aggregate` reduces them. The losses on
+preferences stand in `helpers.preference_losses` and are names of this module, too.
 """
 
 from typing import Literal
 
 import torch
 from torch.nn.functional import logsigmoid
+
+from helpers.preference_losses import (
+    dpo_loss,
+    hinge_loss,
+    implicit_rewards,
+    ipo_loss,
+    kto_loss,
+    kto_reference_point,
+    orpo_loss,
+    robust_dpo_loss,
+    simpo_loss,
+)
+
+__all__ = [
+    "aggregate",
+    "bradley_terry_loss",
+    "dpo_loss",
+    "group_advantages",
+    "grpo_clip_loss",
+    "hinge_loss",
+    "implicit_rewards",
+    "ipo_loss",
+    "kl_estimate",
+    "kto_loss",
+    "kto_reference_point",
+    "masked_mean",
+    "masked_normalize",
+    "orpo_loss",
+    "policy_gradient_loss",
+    "robust_dpo_loss",
+    "sft_loss",
+    "simpo_loss",
+]
 
 # --- reductions -----------------------------------------------------------------------------------
 
@@ -126,38 +160,6 @@ def bradley_terry_loss(
     difference = chosen_rewards - rejected_rewards
     losses = -logsigmoid(difference if margin is None else difference - margin)
     return losses + center_coefficient * (chosen_rewards + rejected_rewards) ** 2
-
-
-# --- preferences ----------------------------------------------------------------------------------
-
-
-def dpo_loss(
-    policy_chosen_logps: torch.Tensor,
-    policy_rejected_logps: torch.Tensor,
-    ref_chosen_logps: torch.Tensor,
-    ref_rejected_logps: torch.Tensor,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Direct preference optimisation (Rafailov et al. 2023, Eq. 7).
-
-    With r(y) = beta * (log pi(y | x) - log ref(y | x)), the implicit reward:
-        loss = -(1 - e) log sigmoid(r_chosen - r_rejected) - e log sigmoid(r_rejected - r_chosen)
-
-    label_smoothing: e, the share of labels believed to be flipped (conservative DPO, Mitchell
-        2023); 0 is the plain loss.
-    Returns (losses, chosen_rewards, rejected_rewards), each (N,); the rewards are detached.
-
-    Example: where policy and reference agree, the loss is log 2:
-        >>> logps = torch.tensor([-10.0])
-        >>> dpo_loss(logps, logps, logps, logps)[0]
-        tensor([0.6931])
-    """
-    chosen_rewards = beta * (policy_chosen_logps - ref_chosen_logps)
-    rejected_rewards = beta * (policy_rejected_logps - ref_rejected_logps)
-    margin = chosen_rewards - rejected_rewards
-    losses = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
-    return losses, chosen_rewards.detach(), rejected_rewards.detach()
 
 
 # --- policy gradients -----------------------------------------------------------------------------
