@@ -19,10 +19,9 @@ from torch import nn
 from helpers.data import load_records
 from helpers.diagnose import diagnose
 from helpers.evaluation import complete, grade_completions, summarise_rates
-from helpers.models import LoraSettings, load_model
+from helpers.models import LoraSettings, footprint, load_model
 from helpers.plotting import method_table, rates_with_intervals, sweep_curves, training_curves
 from helpers.prompts import load_template, render, render_passages
-from helpers.quantization import footprint
 from helpers.rewards import qa_scores, r1_zero_reward, token_f1
 from helpers.training import SFTSettings, train_sft
 from workbook.bughunt import LR, MICRO, SIZE, STEPS, judge_loop
@@ -89,25 +88,29 @@ if profile.models.adapter:
 # unless it fills `max_length` by itself.
 
 # %% nbgrader={"grade": false, "grade_id": "tokenize_prompt_and_response", "locked": false, "schema_version": 3, "solution": true, "task": false}
-def tokenize_prompt_and_response(prompts, responses, tokenizer, *, append_eos=False, max_length=None):
+def tokenize_prompt_and_response(prompts, responses, tokenizer, *, append_eos=False,
+                                 max_length=None):
     """{"input_ids", "labels", "response_mask", "attention_mask"}, each (B, T - 1), right padded."""
     ### BEGIN SOLUTION
     rows, starts = [], []
     for prompt, response in zip(prompts, responses, strict=True):
-        start, end = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, response))
-        rows.append((start + end + [tokenizer.eos_token_id] * append_eos)[:max_length])
-        starts.append(min(len(start), len(rows[-1])))
+        first = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        then = tokenizer(response, add_special_tokens=False)["input_ids"]
+        rows.append((first + then + [tokenizer.eos_token_id] * append_eos)[:max_length])
+        starts.append(min(len(first), len(rows[-1])))
     longest = max(len(row) for row in rows)
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
     length, start = torch.tensor([len(row) for row in rows])[:, None], torch.tensor(starts)[:, None]
     place = torch.arange(1, longest)  # where each label stands in its row
     return {"input_ids": ids[:, :-1], "labels": ids[:, 1:],
-            "response_mask": (place >= start) & (place < length), "attention_mask": place - 1 < length}
+            "response_mask": (place >= start) & (place < length),
+            "attention_mask": place - 1 < length}
     ### END SOLUTION
 
 # %%
 if ready("tokenize_prompt_and_response"):
-    batch = tokenize_prompt_and_response(["3 + 4 =", "Ben has 12 eggs."], [" 7", " So 12."], tokenizer, append_eos=True)
+    batch = tokenize_prompt_and_response(["3 + 4 =", "Ben has 12 eggs."], [" 7", " So 12."],
+                                         tokenizer, append_eos=True)
     display(token_view(batch, tokenizer))
 
 # %%
@@ -145,7 +148,8 @@ if ready("sft_loss"):
     parts = [sft_loss(row, mask) for row, mask in zip((short, long), masks, strict=True)]
     whole = sft_loss(torch.cat([short, long]), torch.cat(masks))
     print(f"mean of the two means {sum(parts) / 2:.4f}, one batch {whole:.4f}")
-    exact = [sft_loss(row, mask, normalizer=6) for row, mask in zip((short, long), masks, strict=True)]
+    exact = [sft_loss(row, mask, normalizer=6)
+             for row, mask in zip((short, long), masks, strict=True)]
     print(f"two parts with the normaliser of the step: {sum(exact):.4f}")
 
 # %%
@@ -175,33 +179,44 @@ def demonstrations(count):
     for record in records:
         solution = record["answer"].split("####")[0].strip()
         if record["steps"] is None or record["steps"] <= 2:
+            prompt = render(R1_ZERO, question=record["question"])
             response = f" {solution} </think> <answer>{record['gold_answer']}</answer>"
-            rows.append({"prompt": render(R1_ZERO, question=record["question"]), "response": response})
+            rows.append({"prompt": prompt, "response": response})
     return rows[:count]
 
 def settings_for(method="lora", **changes):
     """The profile's SFT settings; training all weights wants a tenth of LoRA's learning rate."""
     lr = profile.sft.full_lr if method == "full" else profile.sft.lr
-    return SFTSettings(**{"num_epochs": profile.sizes.sft.epochs, "batch_size": profile.sft.batch_size,
-                          "lr": lr, "schedule": "linear", "warmup_ratio": 0.0, **changes})
+    usual = {"num_epochs": profile.sizes.sft.epochs, "batch_size": profile.sft.batch_size,
+             "lr": lr, "warmup_ratio": 0.0}
+    return SFTSettings(**usual | changes)
+
+def quietly(model, rows, words=tokenizer, method="lora", **changes):
+    """`train_sft` with your functions, without a progress bar."""
+    settings = settings_for(method, progress=False, **changes)
+    return train_sft(model, rows, settings, tokenizer=words, functions=functions)
 
 def evaluate_maths(model, tokenizer=tokenizer, *, stop=(), limit=None):
     """Format, strict and lenient rate with intervals, and the graded rows."""
     some = problems.select(range(min(limit or len(problems), len(problems))))
     prompts = [render(R1_ZERO, question=q) for q in some["question"]]
     sampling = profile.sampling.settings(temperature=0.0, stop_strings=stop)
-    completions = complete(model, tokenizer, prompts, sampling=sampling, batch_size=profile.engine.batch_size)
-    return summarise_rates(rows := grade_completions(some, completions, r1_zero_reward, prompts=prompts)), rows
+    completions = complete(model, tokenizer, prompts, sampling=sampling,
+                           batch_size=profile.engine.batch_size)
+    rows = grade_completions(some, completions, r1_zero_reward, prompts=prompts)
+    return summarise_rates(rows), rows
 
 # %%
 if ready("tokenize_prompt_and_response", "sft_loss"):
-    functions = {"tokenize_prompt_and_response": tokenize_prompt_and_response, "sft_loss": sft_loss}
+    functions = {"tokenize_prompt_and_response": tokenize_prompt_and_response,
+                 "sft_loss": sft_loss}
     examples = demonstrations(profile.sizes.sft.examples)
     before, rows_before = evaluate_maths(model)
     lora = LoraSettings(rank=profile.sft.rank, alpha=profile.sft.alpha)
     policy, _ = load_model(base_path, lora=lora, device=profile.engine.device)
     run = train_sft(policy, examples, settings_for(), tokenizer=tokenizer, functions=functions,
-                    out_dir=run_folder() / "sft", resume=False, callbacks=[live_monitor("loss", "grad_norm")])
+                    out_dir=run_folder() / "sft", resume=False,
+                    callbacks=[live_monitor("loss", "grad_norm")])
     print(f"{run.summary['steps']} steps on {len(examples)} examples; saved in {run.folder.name}/")
 
 # %%
@@ -218,13 +233,15 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
 # %%
 if ready("tokenize_prompt_and_response", "sft_loss"):
     def three(rates):
-        return {"format": rates["format_rate"], "strict": rates["accuracy"], "lenient": rates["lenient_accuracy"]}
+        return {"format": rates["format_rate"], "strict": rates["accuracy"],
+                "lenient": rates["lenient_accuracy"]}
 
     s0 = published("s0.sft.128")
     display(rates_with_intervals(
         {"base": three(before), "after SFT": three(after)},
         title=f"{len(examples)} examples lift the format from {before['format_rate'][0]:.1%} to "
-              f"{after['format_rate'][0]:.1%}, strict from {before['accuracy'][0]:.1%} to {after['accuracy'][0]:.1%}",
+              f"{after['format_rate'][0]:.1%},\nstrict accuracy from {before['accuracy'][0]:.1%} to "
+              f"{after['accuracy'][0]:.1%}",
         published={"strict": (s0.value, f"{s0.source}: 128 examples")}))
 
 # %% [markdown]
@@ -243,7 +260,8 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
 
     shown = {"base": by_steps(rows_before), "after SFT": by_steps(rows_after)}
     for name, groups in shown.items():
-        print(f"{name:10}", "   ".join(f"{kind}: lenient {rate[0]:.1%}" for kind, rate in groups.items()))
+        rates = "   ".join(f"{kind}: {rate[0]:.1%}" for kind, rate in groups.items())
+        print(f"{name:10} lenient, {rates}")
 
 # %% [markdown]
 # ## More data, worse?
@@ -264,10 +282,12 @@ def sweep_arm(complete_ones):
         for row in rows[complete_ones:]:
             row["response"] = row["response"].removesuffix("</answer>")
         student, _ = load_model(base_path, lora=lora, device=profile.engine.device)
-        train_sft(student, rows, settings_for(num_epochs=2, progress=False), tokenizer=tokenizer, functions=functions)
-        rates, graded = evaluate_maths(student, stop=("</answer>",), limit=profile.sizes.sft.sweep_problems)
+        quietly(student, rows, num_epochs=2)
+        rates, graded = evaluate_maths(student, stop=("</answer>",),
+                                       limit=profile.sizes.sft.sweep_problems)
         closed_share = sum("</answer>" in row["generation"] for row in graded) / len(graded)
-        found[size] = {"strict": rates["accuracy"], "lenient": rates["lenient_accuracy"], "closed": closed_share}
+        found[size] = {"strict": rates["accuracy"], "lenient": rates["lenient_accuracy"],
+                       "closed": closed_share}
     return found
 
 if ready("tokenize_prompt_and_response", "sft_loss"):
@@ -276,12 +296,13 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
 
 # %%
 if ready("tokenize_prompt_and_response", "sft_loss"):
-    curves = {f"{arm} targets, {metric}": {int(size): point[metric] for size, point in points.items()}
+    curves = {f"{arm} targets, {metric}": {int(size): found[metric] for size, found in points.items()}
               for arm, points in sweep.items() for metric in ("strict", "lenient")}
     closed = [point["closed"] for point in sweep["unclosed"].values()]
     s0_sizes = {int(size): entry.value for size, entry in published_group("s0.sft").items()}
-    display(sweep_curves(curves, title=f"As unclosed targets join, {max(closed):.0%} closed answers become {closed[-1]:.0%}",
-                             xlabel="training examples", published={"S0, row 21": s0_sizes}))
+    title = f"As unclosed targets join, {max(closed):.0%} closed answers become {closed[-1]:.0%}"
+    display(sweep_curves(curves, title=title, xlabel="training examples",
+                         published={"S0, row 21": s0_sizes}))
     strict = [point["strict"] for point in sweep["unclosed"].values()]
     best = max(strict, key=lambda rate: rate[0])
     trend = "falls" if strict[-1][2] < best[1] else "stays"  # its interval lies below the best one
@@ -309,8 +330,9 @@ class LoRALinear(nn.Module):
         super().__init__()
         ### BEGIN SOLUTION
         self.linear = linear.requires_grad_(False)
-        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, device=linear.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))
+        device = linear.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.scaling = alpha / rank
         ### END SOLUTION
@@ -353,10 +375,10 @@ if ready("tokenize_prompt_and_response", "sft_loss", "LoRALinear"):
     torch.manual_seed(0)
     own, _ = load_model(base_path, device=profile.engine.device)
     own = wrap_linear_layers(own, lora.rank, lora.alpha)
-    own_run = train_sft(own, examples, settings_for(), tokenizer=tokenizer, functions=functions)
+    own_run = quietly(own, examples)
+    ends = [done.metrics[-1]["loss"] for done in (own_run, run)]
     display(training_curves({"peft": run.metrics, "your LoRALinear": own_run.metrics}, ["loss"],
-                            title=f"Your layer ends at a loss of {own_run.metrics[-1]['loss']:.3f}, "
-                                  f"peft's at {run.metrics[-1]['loss']:.3f}"))
+                            title=f"Your layer ends at a loss of {ends[0]:.3f}, peft's at {ends[1]:.3f}"))
 
 # %% [markdown]
 # ## Exercise 4: four bits a weight
@@ -403,8 +425,9 @@ check(dequantize_awq)
 if ready("dequantize_awq") and profile.models.awq:
     packed, _ = load_model(profile.path(profile.models.awq), device="cpu")
     layers = {name: m for name, m in packed.named_modules() if hasattr(m, "qweight")}
-    worst = max((dequantize_awq(m.qweight, m.qzeros, m.scales, m.group_size) - m.dequantize()).abs().max().item()
-                for m in layers.values())
+    apart = [dequantize_awq(m.qweight, m.qzeros, m.scales, m.group_size) - m.dequantize()
+             for m in layers.values()]
+    worst = max(gap.abs().max().item() for gap in apart)
     print(f"{len(layers)} layers, largest difference from the loader's weights: {worst:g}")
 
 # %% [markdown]
@@ -425,11 +448,12 @@ def train_method(method):
     """Memory of the weights and of what is trained, seconds, and rates after the same examples."""
     student, words = load_for(method)
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-    done = train_sft(student, examples, settings_for(method, progress=False), tokenizer=words, functions=functions)
+    done = quietly(student, examples, words, method)
     rates, _ = evaluate_maths(student, words, limit=profile.sizes.sft.method_problems)
     # float32 gradient and AdamW's two moments for each trained parameter
-    return {"weights_mb": footprint(student) / 1e6, "training_state_mb": 12 * trained / 1e6, "trained": trained,
-            "seconds": done.summary["seconds"], "format": rates["format_rate"], "strict": rates["accuracy"]}
+    return {"weights_mb": footprint(student) / 1e6, "training_state_mb": 12 * trained / 1e6,
+            "trained": trained, "seconds": done.summary["seconds"],
+            "format": rates["format_rate"], "strict": rates["accuracy"]}
 
 if ready("tokenize_prompt_and_response", "sft_loss"):
     names = ["full", "lora", "nf4"] + ["awq"] * bool(profile.models.awq)
@@ -437,11 +461,13 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
 
 # %%
 if ready("tokenize_prompt_and_response", "sft_loss"):
-    smallest = min(methods, key=lambda name: methods[name]["weights_mb"] + methods[name]["training_state_mb"])
-    display(method_table(
-        {name: {"weights": f"{m['weights_mb']:.1f} MB", "gradient, moments": f"{m['training_state_mb']:.1f} MB",
-                "format": tuple(m["format"]), "strict": tuple(m["strict"])} for name, m in methods.items()},
-        title=f"The same {len(examples)} examples; {smallest} needs least memory"))
+    needs = {name: m["weights_mb"] + m["training_state_mb"] for name, m in methods.items()}
+    table = {name: {"weights": f"{m['weights_mb']:.1f} MB",
+                    "gradient, moments": f"{m['training_state_mb']:.1f} MB",
+                    "format": tuple(m["format"]), "strict": tuple(m["strict"])}
+             for name, m in methods.items()}
+    display(method_table(table, title=f"The same {len(examples)} examples; "
+                                      f"{min(needs, key=needs.get)} needs least memory"))
 
 # %% [markdown]
 # Read the intervals first: differences inside them are noise. On a model this small the embedding, which is never quantised, weighs as much as the layers; at 7 billion parameters the layers are nearly everything,
@@ -470,7 +496,8 @@ def rejection_sample(prompts, samples, golds, threshold=0.9):
 
 # %%
 if ready("rejection_sample"):
-    drawn = [" Vera has a fox.\nAnswer: fox", " Vera has a cat.\nAnswer: cat", " fox", " Vera has a fox.\nAnswer: fox"]
+    drawn = [" Vera has a fox.\nAnswer: fox", " Vera has a cat.\nAnswer: cat", " fox",
+             " Vera has a fox.\nAnswer: fox"]
     print(rejection_sample(["Which pet?"], [drawn], [["fox", "red fox"]]))
 
 # %%
@@ -487,13 +514,16 @@ QA_REASON = load_template("qa_reason")
 
 def open_book(file, limit):
     records, _ = load_records(profile.path(file), limit=limit)
-    prompts = [render(QA_REASON, passages=render_passages(r["passages"]), question=r["question"]) for r in records]
+    prompts = [render(QA_REASON, passages=render_passages(r["passages"]), question=r["question"])
+               for r in records]
     return prompts, list(records["answers"])
 
 def reasoned(model, prompts, *, n=1, temperature=0.0):
     """Sampled responses, cut where the model goes on to a question of its own."""
-    sampling = profile.sampling.settings(temperature=temperature, stop_strings=("\nQuestion:",), max_new_tokens=48)
-    texts = [c.text.removesuffix("\nQuestion:") for c in complete(model, tokenizer, prompts, sampling=sampling, n=n)]
+    sampling = profile.sampling.settings(temperature=temperature, max_new_tokens=48,
+                                         stop_strings=("\nQuestion:",))
+    drawn = complete(model, tokenizer, prompts, sampling=sampling, n=n)
+    texts = [completion.text.removesuffix("\nQuestion:") for completion in drawn]
     return [texts[start : start + n] for start in range(0, len(texts), n)]
 
 def score_qa(model):
@@ -508,14 +538,16 @@ if ready("tokenize_prompt_and_response", "sft_loss", "rejection_sample"):
     samples = reasoned(model, prompts, n=profile.sizes.sft.qa_samples, temperature=1.0)
     kept = rejection_sample(prompts, samples, golds)
     drawn = sum(map(len, samples))
-    print(f"{drawn} samples, {len(kept)} distinct right ones kept, for {len({r['prompt'] for r in kept})} of {len(prompts)} questions")
+    solved = len({row["prompt"] for row in kept})
+    print(f"{drawn} samples, {len(kept)} distinct right ones kept, "
+          f"for {solved} of {len(prompts)} questions")
     qa_before = score_qa(model)
     reader, _ = load_model(base_path, lora=lora, device=profile.engine.device)
-    # a policy that is right nowhere leaves nothing to learn from
-    if kept:
-        train_sft(reader, kept, settings_for(num_epochs=2), tokenizer=tokenizer, functions=functions)
+    if kept:  # a policy that is right nowhere leaves nothing to learn from
+        quietly(reader, kept, num_epochs=2)
     qa_after = score_qa(reader)
-    print("SubEM {sub_em:.3f}, F1 {f1:.3f} before;".format(**qa_before), "SubEM {sub_em:.3f}, F1 {f1:.3f} after".format(**qa_after))
+    for when, scores in (("before", qa_before), ("after", qa_after)):
+        print(f"{when:6} SubEM {scores['sub_em']:.3f}, F1 {scores['f1']:.3f}")
 
 # %% [markdown]
 # No new answer entered the model, only its own right ones. What does this selection prefer? Questions that it could already answer, and short answers. Lesson 07 runs the published version of it.
@@ -525,9 +557,11 @@ if ready("tokenize_prompt_and_response", "sft_loss", "rejection_sample"):
 # %%
 if ready("tokenize_prompt_and_response", "sft_loss", "rejection_sample"):
     findings = {
-        "format_rate_before": before["format_rate"][0], "format_rate_after": after["format_rate"][0],
+        "format_rate_before": before["format_rate"][0],
+        "format_rate_after": after["format_rate"][0],
         "accuracy_before": before["accuracy"][0], "accuracy_after": after["accuracy"][0],
-        "lenient_before": before["lenient_accuracy"][0], "lenient_after": after["lenient_accuracy"][0],
+        "lenient_before": before["lenient_accuracy"][0],
+        "lenient_after": after["lenient_accuracy"][0],
         "intervals": {name: list(triple[1:]) for name, triple in after.items()},
         "methods": methods, "sweep": sweep,
         "rejection": {"samples": drawn, "kept": len(kept), "before": qa_before, "after": qa_after}}
@@ -542,19 +576,19 @@ if ready("tokenize_prompt_and_response", "sft_loss", "rejection_sample"):
 # ## Questions
 
 # %%
-answer("03-1", "b")
+answer("03-1", "a")
 
 # %%
 answer("03-2", "b")
 
 # %%
-answer("03-3", "b")
+answer("03-3", "c")
 
 # %%
 answer("03-4", "b")
 
 # %%
-answer("03-5", "b")
+answer("03-5", "a")
 
 # %% [markdown]
 # ## With a GPU
@@ -581,10 +615,12 @@ progress()
 if ready("tokenize_prompt_and_response", "sft_loss"):
     def loses_the_eos(prompts, responses, tokenizer, **options):
         batch = tokenize_prompt_and_response(prompts, responses, tokenizer, **options)
-        return batch | {"response_mask": batch["response_mask"] & (batch["labels"] != tokenizer.eos_token_id)}
+        kept = batch["response_mask"] & (batch["labels"] != tokenizer.eos_token_id)
+        return batch | {"response_mask": kept}
 
     careless, _ = load_model(base_path, lora=lora, device=profile.engine.device)
-    short_run = train_sft(careless, examples[:32], settings_for(num_epochs=1, progress=False), tokenizer=tokenizer,
+    settings = settings_for(num_epochs=1, progress=False)
+    short_run = train_sft(careless, examples[:32], settings, tokenizer=tokenizer,
                           functions=functions | {"tokenize_prompt_and_response": loses_the_eos})
     print("your run:  ", diagnose(run, data=examples, held_out=problems, tokenizer=tokenizer))
     print("by ids:    ", diagnose(short_run, data=examples[:32], tokenizer=tokenizer))
@@ -608,14 +644,22 @@ def training_loop(model, tokenizer, rows):
     return losses
 
 
+def batch_of(rows, tokenizer):
+    prompts, responses = [r["prompt"] for r in rows], [r["response"] for r in rows]
+    return tokenize_prompt_and_response(prompts, responses, tokenizer, append_eos=True)
+
+
+def log_probs_of(model, batch):
+    scores = model(batch["input_ids"]).logits.log_softmax(-1)
+    return scores.gather(-1, batch["labels"][..., None]).squeeze(-1)
+
+
 def accumulate(model, optimizer, tokenizer, rows):
     total, count = 0.0, SIZE // MICRO
     for start in range(0, SIZE, MICRO):
         optimizer.zero_grad()
-        few = rows[start:start + MICRO]
-        batch = tokenize_prompt_and_response([r["prompt"] for r in few], [r["response"] for r in few], tokenizer, append_eos=True)
-        log_probs = model(batch["input_ids"]).logits.log_softmax(-1).gather(-1, batch["labels"][..., None]).squeeze(-1)
-        loss = sft_loss(log_probs, batch["response_mask"]) / count
+        batch = batch_of(rows[start:start + MICRO], tokenizer)
+        loss = sft_loss(log_probs_of(model, batch), batch["response_mask"]) / count
         loss.backward()
         total += loss.item()
     return total
@@ -629,13 +673,10 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
 
 # %% tags=["solution-only"]
 def mended_step(model, tokenizer, rows):
-    parts = [rows[start:start + MICRO] for start in range(0, SIZE, MICRO)]
-    batches = [tokenize_prompt_and_response([r["prompt"] for r in few], [r["response"] for r in few], tokenizer, append_eos=True)
-               for few in parts]
+    batches = [batch_of(rows[start:start + MICRO], tokenizer) for start in range(0, SIZE, MICRO)]
     tokens, total = sum(batch["response_mask"].sum() for batch in batches), 0.0  # of the whole step
     for batch in batches:
-        log_probs = model(batch["input_ids"]).logits.log_softmax(-1).gather(-1, batch["labels"][..., None]).squeeze(-1)
-        loss = sft_loss(log_probs, batch["response_mask"], normalizer=tokens)
+        loss = sft_loss(log_probs_of(model, batch), batch["response_mask"], normalizer=tokens)
         loss.backward()
         total += loss.item()
     return total
@@ -647,7 +688,7 @@ def mended_loop(model, tokenizer, rows):
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = LR * (1 - step / STEPS)  # it rose
-        optimizer.zero_grad()  # once a step: inside the micro-batches it threw all but the last away
+        optimizer.zero_grad()  # once a step: among the micro-batches it threw gradients away
         losses.append(mended_step(model, tokenizer, rows[step * SIZE:(step + 1) * SIZE]))
         optimizer.step()
     return losses
@@ -667,13 +708,15 @@ if ready("tokenize_prompt_and_response"):
     places = torch.tensor([[*range(len(texts[0])), *range(len(texts[1]))]])
     with torch.no_grad():
         alone = model(torch.tensor([texts[1]]), use_cache=False).logits[0]
-        ways = {"position_ids restart, no cache, no mask": dict(position_ids=places, use_cache=False),
-                "the same with an attention mask": dict(position_ids=places, use_cache=False, attention_mask=torch.ones_like(packed_row)),
-                "the same with a cache": dict(position_ids=places, use_cache=True),
+        apart = dict(position_ids=places, use_cache=False)
+        ways = {"position_ids restart, no cache, no mask": apart,
+                "the same with an attention mask": apart | dict(attention_mask=torch.ones_like(packed_row)),
+                "the same with a cache": apart | dict(use_cache=True),
                 "no position_ids": dict(use_cache=False)}
         for name, options in ways.items():
             logits = model(packed_row, **options).logits[0, len(texts[0]):]
-            print(f"{name:42} largest error of the second example's logits {(logits - alone).abs().max():.2g}")
+            error = (logits - alone).abs().max()
+            print(f"{name:42} largest error of the second example's logits {error:.2g}")
 
 # %% [markdown]
 # ## A ladder of learning rates
@@ -683,13 +726,16 @@ if ready("tokenize_prompt_and_response"):
 # %%
 def rung(method, lr):
     student, words = load_for(method)
-    train_sft(student, examples, settings_for(lr=lr, progress=False), tokenizer=words, functions=functions)
-    return evaluate_maths(student, words, limit=profile.sizes.sft.method_problems)[0]["accuracy"]
+    quietly(student, examples, words, lr=lr)
+    rates, _ = evaluate_maths(student, words, limit=profile.sizes.sft.method_problems)
+    return rates["accuracy"]
 
 if ready("tokenize_prompt_and_response", "sft_loss"):
     ladder = recorded_or_live("ladder", lambda: {
-        method: {lr: rung(method, lr) for lr in profile.sizes.sft.ladder} for method in ("full", "lora")})
-    best = {method: max(rungs, key=lambda lr: rungs[lr][0]) for method, rungs in ladder.items()}
-    display(sweep_curves({method: {float(lr): rate for lr, rate in rungs.items()} for method, rungs in ladder.items()},
-                         title=f"Best learning rate: full {float(best['full']):g}, LoRA {float(best['lora']):g}",
-                         xlabel="learning rate", ylabel="strict accuracy"))
+        method: {lr: rung(method, lr) for lr in profile.sizes.sft.ladder}
+        for method in ("full", "lora")})
+    curves = {method: {float(lr): rate for lr, rate in rungs.items()}
+              for method, rungs in ladder.items()}
+    best = {method: max(rungs, key=lambda lr: rungs[lr][0]) for method, rungs in curves.items()}
+    display(sweep_curves(curves, xlabel="learning rate", ylabel="strict accuracy",
+                         title=f"Best learning rate: full {best['full']:g}, LoRA {best['lora']:g}"))
