@@ -2,7 +2,6 @@
 
 import functools
 import html
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from workbook.hints import CourseFileError, read_course_file
-from workbook.progress import course_root
+from workbook.recorded import read_recorded
 
 
 class Figure(BaseModel):
@@ -64,6 +63,21 @@ def published(name: str) -> Figure:
     return entries[name]
 
 
+def published_group(prefix: str) -> dict[str, Figure]:
+    """Figures that belong together, by the last part of their ids.
+
+    Example: `published_group("s4.alpaca_7b")["accuracy"].value` is 0.709987
+
+    Raises: CourseFileError where no id starts so.
+    """
+    start = f"{prefix}."
+    found = {name.removeprefix(start): entry for name, entry in published_figures().items()
+             if name.startswith(start)}
+    if not found:
+        raise CourseFileError(f'published.yaml has no ids that start with "{start}".')
+    return found
+
+
 def number_text(value, unit: str) -> str:
     """A value as it is shown: shares in percent, counts whole, a missing one as a dash."""
     if value is None:
@@ -100,19 +114,14 @@ class ComparisonTable:
         return f"<table>{body}</table><p>{html.escape(self.note)}</p>"
 
 
-def recorded_findings(lesson: str) -> dict:
-    """What the course's own full run found (`solutions/recorded/NN.json`), or nothing yet."""
-    path = course_root() / "solutions" / "recorded" / f"{lesson}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def comparison_table(lesson: str, findings: dict, ids: list[str] | None = None) -> ComparisonTable:
-    """Published, recorded and own numbers side by side; `ids` default to the lesson's entries.
+    """Published, recorded and own numbers side by side; `ids` default to the lesson's findings.
 
     Example: `comparison_table("01", findings, ["s0.format_rate"])`
     """
-    entries = {name: published(name) for name in ids} if ids else published_figures(lesson)
-    recorded = recorded_findings(lesson)
+    known = {name: e for name, e in published_figures(lesson).items() if e.finding}
+    entries = {name: published(name) for name in ids} if ids else known
+    recorded = read_recorded(lesson)
     rows = []
     for entry in entries.values():
         values = (entry.value, recorded.get(entry.finding), findings.get(entry.finding))

@@ -10,6 +10,7 @@ from workbook.published import (
     project_name,
     published,
     published_figures,
+    published_group,
 )
 
 
@@ -23,7 +24,9 @@ def lesson_source(lesson):
 def test_every_entry_is_shown_by_each_lesson_that_it_names(name):
     entry = published(name)
     for lesson in entry.lessons:
-        assert f'"{name}"' in lesson_source(lesson), f"lesson {lesson} does not show {name}"
+        source = lesson_source(lesson)
+        shown = f'"{name}"' in source or f'"{name.rpartition(".")[0]}"' in source  # or its group
+        assert shown, f"lesson {lesson} does not show {name}"
     assert name.startswith(entry.project.lower() + ".") and project_name(entry.project)
 
 
@@ -32,6 +35,13 @@ def test_the_baseline_is_the_published_one():
     assert round(published("s0.format_rate").value * 1319) == 33
     assert round(published("s0.accuracy").value * 1319) == 5
     assert published("s0.accuracy").source == "S0, row 11"
+
+
+def test_figures_that_belong_together_come_by_their_last_name():
+    counts = published_group("s4.alpaca_7b")
+    assert counts["worse_worse_than_better_count"].value == 2017
+    with pytest.raises(CourseFileError, match="s4.alpaca_9b"):
+        published_group("s4.alpaca_9b")
 
 
 def test_an_unknown_id_lists_the_known_ones():
