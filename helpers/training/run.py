@@ -6,12 +6,15 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
+from transformers.utils import logging as transformers_logging
 
 from helpers.evaluation import write_json, write_jsonl
 from helpers.training import checkpoint
@@ -19,6 +22,7 @@ from helpers.training.checkpoint import fingerprint, hash_of
 
 METRICS, SUMMARY, SETTINGS = "metrics.jsonl", "summary.json", "settings.json"
 CHECKPOINTS, MODELS = "checkpoints", ("model", "adapter")
+REFERENCE = "reference.safetensors"  # log-probabilities of the reference policy
 # Settings that change no weight: with others of these it is still the same run.
 FREE_SETTINGS = ("progress", "save_every")
 
@@ -71,6 +75,15 @@ class RunFolder:
         loop.accelerator.wait_for_everyone()
         if loop.accelerator.is_main_process:
             write_jsonl(self.path / METRICS, run.metrics)
+
+    def holds_this_run(self, parameters: dict[str, torch.nn.Parameter]) -> bool:
+        """Whether `open` will go on with the run that is in the folder."""
+        stored = self._stored() if self.path is not None and self.resume else None
+        return stored is not None and not self._why_another(stored, fingerprint(parameters))
+
+    def has_trained(self) -> bool:
+        """Whether a checkpoint of the run is there."""
+        return checkpoint.latest_checkpoint(self.path / CHECKPOINTS) is not None
 
     def log(self, run: Run, record: dict[str, Any], *, is_main: bool = True) -> None:
         """Keep one step's metrics, and append them to metrics.jsonl."""
@@ -143,7 +156,7 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         """The files and folders of a run; its settings, which make it one, are the last."""
-        names = (CHECKPOINTS, METRICS, SUMMARY, *MODELS, SETTINGS)
+        names = (CHECKPOINTS, METRICS, SUMMARY, REFERENCE, *MODELS, SETTINGS)
         return [self.path / name for name in names if (self.path / name).exists()]
 
     def _why_another(self, stored: dict[str, Any], start: str) -> str:
@@ -174,11 +187,24 @@ class RunFolder:
         )
         final = self.path / MODELS[is_adapter]
         beside = final.with_name(f".{final.name}.{os.getpid()}")
-        model.save_pretrained(beside)
+        with _no_bar():
+            model.save_pretrained(beside)
         self.tokenizer.save_pretrained(beside)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(beside, final)
         return final.name
+
+
+@contextmanager
+def _no_bar():
+    """transformers draws a bar for each file that it writes."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _fixed(value: Any) -> Any:

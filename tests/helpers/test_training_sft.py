@@ -171,6 +171,19 @@ def test_a_loss_that_is_no_number_skips_its_step(tiny_folder, tmp_path):
         assert "NaN" not in line and json.loads(line)
 
 
+def test_a_gradient_that_is_no_number_skips_its_step(tiny_folder):
+    def my_loss(log_probs, response_mask, *, normalizer=None):
+        loss = sft_loss(log_probs, response_mask, normalizer=normalizer)
+        return loss + (0 * log_probs.sum()).sqrt()  # 0, and its slope is infinite
+
+    model, tokenizer = load_model(tiny_folder, device="cpu")
+    before = model.lm_head.weight.detach().clone()
+    with pytest.warns(UserWarning, match="Step 1 was skipped: the gradient's length is nan"):
+        run = train((model, tokenizer), max_steps=1, functions={"sft_loss": my_loss})
+    assert run.metrics[0]["loss"] > 0 and run.metrics[0]["grad_norm"] is None
+    assert torch.equal(model.lm_head.weight, before)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_run_ends_where_no_loss_is_a_number(tiny_folder):
     run = train(load_model(tiny_folder, device="cpu"), batch_size=2, num_epochs=3,
