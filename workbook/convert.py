@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers.conversation import TEMPLATES, Template, check_template
-from helpers.conversion import TARGETS, check_target, unread_fields, write_record
 from helpers.data import LoadReport, Read, check_usable, read_rows
-from helpers.fields import BadRecord
-from helpers.files import check_written, write_records
-from helpers.formats import COLUMNS, FORMATS, examples
+from helpers.data.conversation import TEMPLATES, Template, check_template
+from helpers.data.conversion import TARGETS, check_target, unread_fields, write_record
+from helpers.data.fields import BadRecord
+from helpers.data.files import check_written, write_records
+from helpers.data.formats import COLUMNS, FORMATS, examples
+from helpers.data.registry import HUB_SETS, find_entry, load_registry
 from helpers.prompts import render
-from helpers.registry import HUB_SETS, find_entry, load_registry
 
 
 @dataclass

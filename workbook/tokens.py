@@ -27,8 +27,8 @@ class TokenView:
 
     def _repr_html_(self) -> str:
         lines = ["".join(_chip(text, kind) for text, kind in row) for row in self.rows]
-        legend = "".join(_chip(name, kind) for kind, name in (
-            ("response", "carries\u00a0loss"), ("prompt", "only\u00a0read"), ("padding", "padding")))
+        words = {"response": "carries\u00a0loss", "prompt": "only\u00a0read", "padding": "padding"}
+        legend = "".join(_chip(name, kind) for kind, name in words.items())
         rows = "".join(f"<div style='margin:.25em 0'>{line}</div>" for line in [*lines, legend])
         return f"<div style='font-family:monospace;line-height:1.9'>{rows}</div>"
 

@@ -11,11 +11,11 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from helpers.conversation import turns_of
 from helpers.data import LoadReport, load_records
+from helpers.data.conversation import turns_of
+from helpers.data.registry import load_registered
 from helpers.models import LoraSettings, load_model, load_reward_model
 from helpers.prompts import load_template, render, render_passages
-from helpers.registry import load_registered
 from helpers.training import RewardSettings, Run, SFTSettings, train_reward_model, train_sft
 from workbook.progress import course_root, run_root
 

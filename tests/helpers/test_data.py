@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.data import leaks, load_records
-from helpers.registry import HUB_SETS, find_entry, load_registered, load_registry
+from helpers.data.registry import HUB_SETS, find_entry, load_registered, load_registry
 from helpers.rewards import is_equivalent, parse_number
 
 GOOD = {"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}

@@ -4,13 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import conversation
-from helpers.conversation import Template, register_template, with_prompt
-from helpers.conversion import TARGETS, unread_fields, write_record
-from helpers.data import load_records, to_preference
-from helpers.fields import BadRecord
-from helpers.files import write_records
-from helpers.formats import COLUMNS, FORMATS, examples, format_of
+from helpers.data import conversation, load_records, to_preference
+from helpers.data.conversation import Template, register_template, with_prompt
+from helpers.data.conversion import TARGETS, unread_fields, write_record
+from helpers.data.fields import BadRecord
+from helpers.data.files import write_records
+from helpers.data.formats import COLUMNS, FORMATS, examples, format_of
 
 PAIR = {"prompt": "2 + 2?", "response_0": "5", "response_1": "4"}
 

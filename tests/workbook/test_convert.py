@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset
 
 from helpers.data import load_records
-from helpers.files import write_records
-from helpers.formats import examples
+from helpers.data.files import write_records
+from helpers.data.formats import examples
 from workbook import cli
 from workbook.convert import convert_file, formats_page, formats_table
 from workbook.setup import ROOT

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import datasets
 from datasets import Dataset, load_dataset
 
-from helpers.fields import BadRecord, short
+from helpers.data.fields import BadRecord, short
 
 MAX_LINE_BYTES = 1_000_000
 MAX_JSON_BYTES = 256_000_000

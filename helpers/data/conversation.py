@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.fields import (
+from helpers.data.fields import (
     BadRecord,
     checked_text,
     different,

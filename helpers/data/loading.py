@@ -1,8 +1,8 @@
 """Records loaded into `datasets.Dataset` columns that are always the same.
 
 `load_records` returns the data and a `LoadReport`. A bad record is named with file and line,
-counted, and left out; the rest goes on. The formats stand in `helpers.formats`, what a file may be
-in `helpers.files`, data sets known by name in `helpers.registry`.
+counted, and left out; the rest goes on. The formats stand in `helpers.data.formats`, what a file
+may be in `helpers.data.files`, data sets known by name in `helpers.data.registry`.
 """
 
 import re
@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from helpers.conversation import check_template, with_prompt
-from helpers.fields import BadRecord, checked_text
-from helpers.files import BLANK, MAX_LINE_BYTES, Item, read_items
-from helpers.formats import FORMATS, Format, check_format, format_of, to_preference
+from helpers.data.conversation import check_template, with_prompt
+from helpers.data.fields import BadRecord, checked_text
+from helpers.data.files import BLANK, MAX_LINE_BYTES, Item, read_items
+from helpers.data.formats import FORMATS, Format, check_format, format_of, to_preference
 
 __all__ = ["FORMATS", "BadRecord", "Format", "LoadReport", "format_of", "leaks",
            "load_records", "read_rows", "to_preference"]
@@ -87,12 +87,12 @@ def load_records(
     limit: stop after so many good records; a hub data set is then read as it arrives.
     keep: further fields to carry along (None where a record lacks one). split: of a hub data set.
     max_line_bytes: longer lines are skipped without being held in memory.
-    template: a name of `helpers.conversation.TEMPLATES`, in which prompts and responses are
+    template: a name of `helpers.data.conversation.TEMPLATES`, in which prompts and responses are
         written; see `with_prompt` for what happens without.
     prepare: a function that is called on each raw record first, such as a registry's.
 
-    Returns the data set (columns `id` and those of the format, see `helpers.formats`; chats have
-    `turns` beside the prompt) and the report.
+    Returns the data set (columns `id` and those of the format, see `helpers.data.formats`; chats
+    have `turns` beside the prompt) and the report.
     Raises ValueError where nothing usable is left, FileNotFoundError, or ConnectionError for a
     hub that cannot be reached; each in one sentence.
 

@@ -20,8 +20,8 @@ from typing import Any
 from datasets import Dataset
 
 from helpers.data import LoadReport, load_records
-from helpers.fields import BadRecord, field_names
-from helpers.formats import FORMATS, check_format
+from helpers.data.fields import BadRecord, field_names
+from helpers.data.formats import FORMATS, check_format
 
 HUB_SETS = Path(__file__).with_name("hub_sets.json")
 

@@ -7,9 +7,9 @@ that a caller can count them.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from helpers.conversation import turns_of, with_prompt
-from helpers.fields import BadRecord
-from helpers.formats import FORMATS
+from helpers.data.conversation import turns_of, with_prompt
+from helpers.data.fields import BadRecord
+from helpers.data.formats import FORMATS
 from helpers.prompts import render_passages
 
 Lost = list[str]

@@ -6,7 +6,7 @@ each stand in `formats.yaml`; docs/formats.md shows them.
 
 `COLUMNS` says which columns each kind of row has. Chats have `turns` in place of the
 prompt: the conversation up to the answer, [{"role": "user", "content": ...}, ...]; from it
-`helpers.conversation.with_prompt` makes the prompt.
+`helpers.data.conversation.with_prompt` makes the prompt.
 """
 
 import re
@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import yaml
 
-from helpers import conversation
-from helpers.fields import (
+from helpers.data import conversation
+from helpers.data.fields import (
     BadRecord,
     different,
     field_names,
