@@ -175,13 +175,13 @@ class RewardModelling(Method):
                 f"bradley_terry_loss must return one loss a pair, {tuple(chosen.shape)}, but "
                 f"returned {tuple(losses.shape)}."
             )
-        difference, rewards = (chosen - rejected).detach(), rewards.detach()
+        difference, rewards = (chosen - rejected).detach(), rewards.detach().cpu().double()
         return losses.sum() / normalizer, {
             "pairs": len(chosen),
             "correct": (difference > 0).sum(),
             "margin": difference.sum(),
             "reward": rewards.sum(),
-            "squared": rewards.double().square().sum(),
+            "squared": rewards.square().sum(),
         }
 
     def _options(self, batch: Batch) -> dict:
