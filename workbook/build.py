@@ -210,30 +210,43 @@ def helpers_hash(source: Source) -> str:
 def _helpers_used(source: Source) -> set[Path]:
     """The files of `helpers/` behind a lesson's cells and exercises."""
     cells = [cell.source for cell in source.notebook.cells if cell.cell_type == "code"]
-    waiting = {module for cell in cells for module in _imported_helpers(cell)}
+    waiting = {name for cell in cells for name in _imported_helpers(cell)}
     if any(exercise_of(cell) for cell in source.notebook.cells):
         entries = lesson_help(source.lesson).exercises.values()
-        waiting |= {entry.reference.rpartition(".")[0] for entry in entries}
-    found: set[Path] = set()
+        waiting |= {tuple(entry.reference.rsplit(".", 1)) for entry in entries}
+    done, found = set(), set()
     while waiting:
-        path = course_root() / waiting.pop().replace(".", "/")
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if path.exists() and path not in found:
-            found.add(path)
-            waiting |= _imported_helpers(path.read_text(encoding="utf-8"))
+        module, name = wanted = waiting.pop()
+        if wanted in done:
+            continue
+        done.add(wanted)
+        path = course_root() / module.replace(".", "/")
+        if path.is_dir():
+            waiting |= _passed_on(path, module, name)
+        elif path.with_suffix(".py").exists():
+            found.add(path.with_suffix(".py"))
+            waiting |= _imported_helpers(path.with_suffix(".py").read_text(encoding="utf-8"))
     return found
 
 
-def _imported_helpers(code: str) -> set[str]:
-    """The modules of `helpers` that a piece of code imports, at the top or inside a function."""
-    modules = set()
+def _passed_on(package: Path, module: str, name: str) -> set[tuple[str, str]]:
+    """Where a package's name comes from: a module of its own, or one that it passes on from."""
+    if (package / name).is_dir() or (package / f"{name}.py").exists():
+        return {(f"{module}.{name}", "")}
+    face = package / "__init__.py"
+    imports = _imported_helpers(face.read_text(encoding="utf-8")) if face.exists() else set()
+    return {(origin, passed) for origin, passed in imports if passed == name}
+
+
+def _imported_helpers(code: str) -> set[tuple[str, str]]:
+    """(module, name) of what a piece of code imports of `helpers`, inside functions too."""
+    found = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            modules |= {name.name for name in node.names}
+            found |= {tuple(alias.name.rpartition(".")[::2]) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            modules |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
-    ours = [module.split(".") for module in modules if module.partition(".")[0] == "helpers"]
-    return {".".join(parts[:depth]) for parts in ours for depth in range(1, len(parts) + 1)}
+            found |= {(node.module, alias.name) for alias in node.names}
+    return {(module, name) for module, name in found if module.partition(".")[0] == "helpers"}
 
 
 def build(check: bool = False, execute: bool = False, lessons=("all",), **run) -> list[str]:
