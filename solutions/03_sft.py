@@ -275,7 +275,10 @@ predict("strict accuracy as unclosed targets join", "falls")
 
 # %%
 def sweep_arm(complete_ones):
-    """For each size: strict and lenient accuracy and the share of closed answers."""
+    """For each size: strict and lenient accuracy and the share of closed answers.
+
+    complete_ones: how many targets are complete; those behind them lost their last tag.
+    """
     found = {}
     for size in profile.sizes.sft.sweep:
         rows = demonstrations(size)
@@ -292,7 +295,8 @@ def sweep_arm(complete_ones):
 
 if ready("tokenize_prompt_and_response", "sft_loss"):
     sweep = recorded_or_live("sweep", lambda: {
-        "complete": sweep_arm(None), "unclosed": sweep_arm(profile.sft.complete_targets)})
+        "complete": sweep_arm(max(profile.sizes.sft.sweep)),
+        "unclosed": sweep_arm(profile.sft.complete_targets)})
 
 # %%
 if ready("tokenize_prompt_and_response", "sft_loss"):
