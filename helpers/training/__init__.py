@@ -6,19 +6,29 @@ loop.py        the optimiser step, over micro-batches and processes
 checkpoint.py  write, find and load checkpoints
 run.py         the run and its folder
 method.py      what a method adds to the loop
-sft.py, reward.py
+pairs.py       two responses in one row, behind one prompt
+cached_reference.py  log-probabilities under the reference policy
+sft.py, reward.py, preference.py (pairwise.py, kto.py)
 """
 
+from helpers.training.preference import train_preference
 from helpers.training.reward import train_reward_model
 from helpers.training.run import Run
-from helpers.training.settings import RewardSettings, SFTSettings, TrainSettings
+from helpers.training.settings import (
+    PreferenceSettings,
+    RewardSettings,
+    SFTSettings,
+    TrainSettings,
+)
 from helpers.training.sft import train_sft
 
 __all__ = [
+    "PreferenceSettings",
     "RewardSettings",
     "Run",
     "SFTSettings",
     "TrainSettings",
+    "train_preference",
     "train_reward_model",
     "train_sft",
 ]

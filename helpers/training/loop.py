@@ -72,7 +72,7 @@ class Loop:
         self.model, self.method, self.settings = model, method, settings
         self.held_out = held_out
         self.device = next(model.parameters()).device
-        self.accelerator = _accelerator(self.device)
+        self.accelerator = make_accelerator(self.device)
         self.parameters = trainable_parameters(model)
         self.optimizer = make_optimizer(self.parameters, settings)
         self.wrapped = self.accelerator.prepare_model(
@@ -308,7 +308,7 @@ def schedule_factor(step: int, total: int, settings: TrainSettings) -> float:
     return 1.0
 
 
-def _accelerator(device: torch.device) -> Accelerator:
+def make_accelerator(device: torch.device) -> Accelerator:
     """One process, or what torchrun or `accelerate launch` started; on the CPU through gloo."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(mixed_precision="no", cpu=several and device.type == "cpu")

@@ -51,12 +51,14 @@ class RunFolder:
     """Where a run is written, and from where it goes on; without a path nothing is written.
 
     identity: what makes two runs the same: method, settings, data, functions.
+    notes: what settings.json and summary.json hold beside, such as the reference's identity.
     tokenizer: saved beside the model.
     """
 
     def __init__(self, path, *, identity: dict[str, Any], tokenizer, resume: bool = True):
         self.path = None if path is None else Path(path)
         self.identity = json.loads(json.dumps(identity))  # as it will be read from settings.json
+        self.notes: dict[str, Any] = {}
         self.tokenizer, self.resume = tokenizer, resume
 
     def open(self, loop, run: Run) -> None:
@@ -81,9 +83,9 @@ class RunFolder:
         stored = self._stored() if self.path is not None and self.resume else None
         return stored is not None and not self._why_another(stored, fingerprint(parameters))
 
-    def has_trained(self) -> bool:
-        """Whether a checkpoint of the run is there."""
-        return checkpoint.latest_checkpoint(self.path / CHECKPOINTS) is not None
+    def started_from(self, parameters: dict[str, torch.nn.Parameter]) -> bool:
+        """Whether the run that is in the folder started from these weights."""
+        return self._stored()["start"] == fingerprint(parameters)
 
     def log(self, run: Run, record: dict[str, Any], *, is_main: bool = True) -> None:
         """Keep one step's metrics, and append them to metrics.jsonl."""
@@ -106,7 +108,7 @@ class RunFolder:
 
     def close(self, loop, run: Run) -> None:
         """Write the last checkpoint, the model and the summary."""
-        run.summary = loop.summary() | self.identity
+        run.summary = loop.summary() | self.identity | self.notes
         if self.path is None:
             return
         self.save(loop)
@@ -125,7 +127,7 @@ class RunFolder:
                 return
             self._set_aside(why) if self.resume else self._delete()
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / SETTINGS, {**self.identity, "start": start})
+        write_json(self.path / SETTINGS, {**self.identity, **self.notes, "start": start})
 
     def _stored(self) -> dict[str, Any] | None:
         """The settings of the run that is in the folder; None where there is none."""

@@ -158,6 +158,49 @@ class RewardSettings(TrainSettings):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreferenceSettings(TrainSettings):
+    """Settings of `train_preference`; an example is a pair, of KTO a single response.
+
+    A method takes some of the last seven, see `helpers.training.preference.USED`; one that it does
+    not take must keep its default.
+    """
+
+    num_epochs: float = _setting(1.0, "passes over the data", above=0)
+    batch_size: int = _setting(
+        32, "pairs (kto: responses) of one optimiser step, over all processes", low=1
+    )
+    lr: float = _setting(5e-5, "learning rate at its peak; smaller than for SFT", above=0)
+    warmup_ratio: float = _setting(
+        0.1, "share of the steps in which lr rises from zero", low=0, high=1
+    )
+    max_length: int | None = _setting(
+        None,
+        "tokens of prompt and response; a longer pair is left out (none: the model's window)",
+        low=2,
+    )
+    append_eos: bool = _setting(True, "responses end with the end-of-text token")
+    beta: float | None = _setting(
+        None,
+        "pull towards the reference policy; of simpo and its per-token rewards, their scale "
+        "(none: 0.1; simpo 2)",
+        above=0,
+    )
+    label_smoothing: float = _setting(
+        0.0, "dpo, robust: share of labels believed to be flipped", low=0, high=0.49
+    )
+    gamma: float = _setting(1.0, "simpo: the margin that is asked for", low=0)
+    lam: float = _setting(0.1, "orpo: weight of the odds ratio beside the SFT loss", low=0)
+    nll_coefficient: float = _setting(
+        0.0,
+        "weight of the SFT loss of the chosen response, which keeps its probability from falling "
+        "(all but orpo and kto)",
+        low=0,
+    )
+    desirable_weight: float = _setting(1.0, "kto: weight of good responses", low=0)
+    undesirable_weight: float = _setting(1.0, "kto: weight of bad responses", low=0)
+
+
 def _split(override: str) -> tuple[str, Any]:
     name, equals, text = override.partition("=")
     if not equals:

@@ -79,7 +79,7 @@ def train_sft(
     )
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """One example, shifted and without padding; each (T - 1,)."""
 
     input_ids: torch.Tensor
@@ -106,7 +106,7 @@ class SFT(Method):
             if not response.strip():
                 report.leave_out("empty response", place)
                 continue
-            row = _tokenized(tokenize, prompt, response, tokenizer, settings, max_length)
+            row = tokenized_row(tokenize, prompt, response, tokenizer, settings, max_length)
             if row is None:
                 report.leave_out(f"the prompt fills all {max_length} tokens", place)
                 continue
@@ -119,7 +119,7 @@ class SFT(Method):
 
     def batch(self, rows: Sequence[int]) -> Batch:
         chosen = [self.rows[row] for row in rows]
-        return _packed(chosen) if self.packed else _padded(chosen, self.pad)
+        return _packed(chosen) if self.packed else padded_rows(chosen, self.pad)
 
     def weight(self, batch: Batch) -> int:
         return int(batch["response_mask"].sum())
@@ -136,7 +136,7 @@ class SFT(Method):
         return loss, {}
 
 
-def _tokenized(tokenize, prompt, response, tokenizer, settings, max_length) -> _Row | None:
+def tokenized_row(tokenize, prompt, response, tokenizer, settings, max_length) -> Row | None:
     """One example through the tokenise function; None where no response token is left."""
     found = tokenize(
         [prompt], [response], tokenizer, append_eos=settings.append_eos, max_length=max_length
@@ -146,10 +146,10 @@ def _tokenized(tokenize, prompt, response, tokenizer, settings, max_length) -> _
         return None
     end = int(mask.nonzero()[-1]) + 1  # without padding, on whichever side
     start = int(found["attention_mask"][0].long().argmax())
-    return _Row(found["input_ids"][0, start:end], found["labels"][0, start:end], mask[start:end])
+    return Row(found["input_ids"][0, start:end], found["labels"][0, start:end], mask[start:end])
 
 
-def _padded(rows: Sequence[_Row], pad: int) -> Batch:
+def padded_rows(rows: Sequence[Row], pad: int) -> Batch:
     """One sequence a row, (B, T). The padding stands at the end, where causal attention never
     looks, so no attention mask is needed, and attention without one is faster."""
     values = {"input_ids": pad, "labels": pad, "response_mask": False}
@@ -159,7 +159,7 @@ def _padded(rows: Sequence[_Row], pad: int) -> Batch:
     }
 
 
-def _packed(rows: Sequence[_Row]) -> Batch:
+def _packed(rows: Sequence[Row]) -> Batch:
     """All sequences end to end in one row, (1, sum of T). Positions start again at 0 in each,
     which keeps them apart only without cache and attention mask: else they read each other."""
     places = torch.cat([torch.arange(len(row.labels)) for row in rows])
@@ -167,5 +167,5 @@ def _packed(rows: Sequence[_Row]) -> Batch:
     return {**joined, "position_ids": places[None]}
 
 
-def _columns(rows: Sequence[_Row]) -> dict[str, list[torch.Tensor]]:
-    return {name: [getattr(row, name) for row in rows] for name in _Row._fields}
+def _columns(rows: Sequence[Row]) -> dict[str, list[torch.Tensor]]:
+    return {name: [getattr(row, name) for row in rows] for name in Row._fields}
