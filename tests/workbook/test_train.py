@@ -11,8 +11,8 @@ from helpers.data import load_records
 from helpers.models import load_model, load_reward_model
 from workbook.cli import run_command
 from workbook.train import (
-    SETTINGS,
     DataSection,
+    default_config,
     load_data,
     prompt_writer,
     read_config,
@@ -21,6 +21,7 @@ from workbook.train import (
 )
 
 ROOT = Path(__file__).parents[2]
+KINDS = ("sft", "reward")
 CONFIGS = sorted((ROOT / "workbook" / "configs" / "train").glob("*.yaml"))
 
 
@@ -42,10 +43,11 @@ def config(tmp_path, tiny_folder):
 
 def test_shipped_configurations_are_valid_and_named_by_profile():
     assert [path.stem for path in CONFIGS] == [
-        f"{kind}_{profile}" for kind in ("reward", "sft") for profile in ("full", "small", "tiny")]
+        f"{kind}_{profile}" for kind in ("dpo", "reward", "sft")
+        for profile in ("full", "small", "tiny")]
     for path in CONFIGS:
         chosen, settings = read_config(path.stem.split("_")[0], path.stem)
-        assert chosen.lora and settings.lr > 0
+        assert (chosen.lora or chosen.model.adapter) and settings.lr > 0
 
 
 def test_the_full_sft_configuration_carries_the_published_names_and_values():
@@ -81,6 +83,34 @@ def test_a_reward_model_from_the_command_line(config, tmp_path, tiny_folder, cap
     load_reward_model(tiny_folder, adapter=tmp_path / "run" / "adapter", device="cpu")
 
 
+PAIR = {"prompt": "Where?", "chosen": " here", "rejected": " there"}
+OTHER_PAIR = {"prompt": "How many?", "chosen": " 42", "rejected": " no"}
+
+
+@pytest.mark.parametrize("kind", ["dpo", "ipo", "kto", "orpo", "simpo"])
+def test_preferences_from_the_command_line(kind, config, tmp_path, tiny_folder, capsys):
+    path = config([PAIR, {"prompt": "x", "chosen": "y"}, OTHER_PAIR], eval_every=1)
+    assert run_command(["train", kind, "--config", str(path), "max_steps=2",
+                        f"data.eval={path.parent}/data.jsonl"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("2 used, 1 bad", "Finished: 2 of 2 steps", "margin ", "eval_loss"):
+        assert text in shown
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["method"] == kind
+    load_model(tiny_folder, adapter=tmp_path / "run" / "adapter", device="cpu")
+
+
+def test_kto_takes_labelled_responses(config, tmp_path, capsys):
+    rows = [{"prompt": f"{i}?", "completion": f" {i}", "label": i % 2 == 0} for i in range(4)]
+    assert run_command(["train", "kto", "--config", str(config(rows)), "max_steps=1"]) == 0
+    assert json.loads((tmp_path / "run/metrics.jsonl").read_text())["examples"] == 4
+
+
+def test_a_setting_of_another_method_is_refused_before_a_model_is_loaded(config, capsys):
+    path = config([PAIR, OTHER_PAIR], model={"name": "./nowhere"})
+    assert run_command(["train", "simpo", "--config", str(path), "label_smoothing=0.1"]) == 2
+    assert "label_smoothing is none of simpo" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("overrides, sentence", [
     (["lrr=1"], "'lrr=1' is no setting of this training; write it like lr=..."),
     (["model.nam=x"], "write it like model.name=..."),
@@ -99,7 +129,7 @@ def test_a_wrong_setting_is_answered_in_one_sentence(overrides, sentence, config
 
 
 @pytest.mark.parametrize("kind, text, sentence", [
-    ("dpo", "", "There is no training 'dpo': take sft or reward."),
+    ("ppo", "", "There is no training 'ppo': take sft, reward, dpo, "),
     ("sft", "- 1", "must hold sections"),
     ("sft", "model: {name: x}", "data: Field required"),
     ("sft", "a: [", "is no YAML file"),
@@ -108,7 +138,7 @@ def test_a_wrong_configuration_is_answered_in_one_sentence(kind, text, sentence,
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError, match=re.escape(sentence)):
         train(kind, tmp_path / "a.yaml")
-    with pytest.raises(FileNotFoundError, match="one of reward_full, .*sft_tiny"):
+    with pytest.raises(FileNotFoundError, match="one of dpo_full, .*sft_tiny"):
         read_config("sft", "nowhere")
 
 
@@ -116,6 +146,8 @@ def test_data_for_another_training_is_refused(config):
     path = config([{"prompt": "a", "response": "b"}]).with_name("data.jsonl")
     with pytest.raises(ValueError, match="`train reward` needs prompt, chosen, rejected"):
         load_data("reward", str(path), DataSection(train=str(path)))
+    with pytest.raises(ValueError, match="needs prompt, completion, label, or prompt, chosen, rej"):
+        load_data("kto", str(path), DataSection(train=str(path)))
 
 
 def written(tmp_path, base_model, record, prompt):
@@ -143,7 +175,7 @@ def test_questions_get_their_prompt(tmp_path, base_model):
     assert row["prompt"].count("<|im_start|>") == 4 and row["response"] == "d"
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_page_lists_every_setting(kind, capsys):
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     assert settings_table(kind) in page, f"put the output of `workbook train {kind} --settings` in"
@@ -151,8 +183,8 @@ def test_the_page_lists_every_setting(kind, capsys):
     assert capsys.readouterr().out.strip() == settings_table(kind)
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_examples_of_the_page_are_valid(kind):
     for line in settings_table(kind).splitlines()[2:]:
         example = re.findall(r"`([^`]*)`", line)[-1]
-        read_config(kind, f"{kind}_tiny", [example])
+        read_config(kind, default_config(kind), [example])
