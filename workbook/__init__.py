@@ -10,7 +10,7 @@ VERBS = {
     "doctor": "Check this machine and say what to do where something is missing.",
     "run": "Run solutions and compare what they find with the published figures.",
     "eval": "Evaluate a model on a file of maths or open-book questions.",
-    "train": "Train by SFT, or train a reward model, from a configuration file.",
+    "train": "Train by SFT, a reward model, or by DPO and its family, from a configuration file.",
     "grade": "Run the checks on a folder of submitted notebooks.",
     "data": "Convert files between record formats; list the formats.",
     "progress": "Show what is done of each lesson.",

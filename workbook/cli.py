@@ -123,10 +123,12 @@ def evaluate(
 
 @verb("train")
 def train(
-    kind: Annotated[str, typer.Argument(help="sft or reward.")],
+    kind: Annotated[
+        str, typer.Argument(help="sft, reward, dpo, ipo, kto, orpo, simpo, hinge or robust.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="lr=1e-4 lora.r=8 ...")] = None,
     config: Annotated[
-        str | None, typer.Option(help="A YAML file, or sft_tiny, sft_small ... [KIND_tiny].")
+        str | None, typer.Option(help="A YAML file, or sft_tiny, dpo_small ... [tiny].")
     ] = None,
     model_name: Annotated[str | None, typer.Option("--model_name", help="model.name")] = None,
     output_dir: Annotated[str | None, typer.Option("--output_dir", help="out")] = None,
@@ -148,7 +150,7 @@ def train(
         "lr": learning_rate,
     }
     given = [f"{name}={value}" for name, value in named.items() if value is not None]
-    training.train(kind, config or f"{kind}_tiny", [*(overrides or []), *given])
+    training.train(kind, config or training.default_config(kind), [*(overrides or []), *given])
 
 
 @verb("grade")

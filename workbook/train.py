@@ -1,9 +1,10 @@
-"""The verb `train`: SFT or a reward model from a configuration file and `key=value` texts."""
+"""The verb `train`: SFT, a reward model or preferences from a file and `key=value` texts."""
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,12 +17,28 @@ from helpers.data.conversation import turns_of
 from helpers.data.registry import load_registered
 from helpers.models import LoraSettings, load_model, load_reward_model
 from helpers.prompts import load_template, render, render_passages
-from helpers.training import RewardSettings, Run, SFTSettings, train_reward_model, train_sft
+from helpers.training import (
+    PreferenceSettings,
+    RewardSettings,
+    Run,
+    SFTSettings,
+    train_preference,
+    train_reward_model,
+    train_sft,
+)
+from helpers.training.preference import USED as PREFERENCE_METHODS
+from helpers.training.preference import check_settings
 from workbook.progress import course_root, run_root
 
-SETTINGS = {"sft": SFTSettings, "reward": RewardSettings}
-COLUMNS = {"sft": ("prompt", "response"), "reward": ("prompt", "chosen", "rejected")}
-RESPONSES = ("response", "chosen", "rejected")
+SETTINGS = {"sft": SFTSettings, "reward": RewardSettings} | dict.fromkeys(
+    PREFERENCE_METHODS, PreferenceSettings
+)
+PAIR, LABELLED = ("prompt", "chosen", "rejected"), ("prompt", "completion", "label")
+COLUMNS = {kind: [PAIR] for kind in SETTINGS} | {
+    "sft": [("prompt", "response"), ("question", "answer"), ("question", "answers")],
+    "kto": [LABELLED, PAIR],
+}
+RESPONSES = ("response", "chosen", "rejected", "completion")
 CHAT = "chat"  # the prompt "template" that is the model's own chat template
 
 
@@ -75,12 +92,15 @@ class Config(_Section):
 def train(kind: str, config: str | Path, overrides: Sequence[str] = ()) -> Run:
     """Train what a configuration file says, changed by `key=value` texts; print what came of it.
 
-    kind: "sft" or "reward". Keys are those of the file: `lr=1e-4`, `model.name=...`, `lora=null`.
+    kind: "sft", "reward", or a method of `train_preference`, such as "dpo". Keys are those of the
+    file: `lr=1e-4`, `model.name=...`, `lora=null`.
     A run that was stopped goes on from its last checkpoint when the same command is given again.
 
     Raises ValueError or OSError in one sentence, before a model is loaded where it can.
     """
     chosen, settings = read_config(kind, config, overrides)
+    if kind in PREFERENCE_METHODS:
+        check_settings(kind, settings)
     if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     is_main = os.environ.get("RANK", "0") == "0"
@@ -92,7 +112,7 @@ def train(kind: str, config: str | Path, overrides: Sequence[str] = ()) -> Run:
     if is_main:
         for name, (_, report) in loaded.items():
             print(f"{name}: {report.describe()}")
-    run = {"sft": train_sft, "reward": train_reward_model}[kind](
+    run = trainer(kind)(
         model,
         rows["train"],
         settings,
@@ -103,6 +123,17 @@ def train(kind: str, config: str | Path, overrides: Sequence[str] = ()) -> Run:
     if is_main:
         print(described(run))
     return run
+
+
+def trainer(kind: str) -> Callable[..., Run]:
+    if kind in PREFERENCE_METHODS:
+        return partial(train_preference, method=kind)
+    return {"sft": train_sft, "reward": train_reward_model}[kind]
+
+
+def default_config(kind: str) -> str:
+    """The name of the tiny profile's configuration; one serves all methods on preferences."""
+    return "dpo_tiny" if kind in PREFERENCE_METHODS else f"{kind}_tiny"
 
 
 def read_config(kind: str, config: str | Path, overrides: Sequence[str] = ()):
@@ -165,13 +196,11 @@ def load_data(kind: str, source: str, section: DataSection) -> tuple[Any, LoadRe
         inside = course_root() / source  # a file of the course, wherever the command is given
         source = str(inside) if inside.is_file() else source
         data, report = load_records(source, format=section.format, **options)
-    is_question = kind == "sft" and {"question", "answer"} <= set(data.column_names)
-    is_question |= kind == "sft" and {"question", "answers"} <= set(data.column_names)
-    missing = [name for name in COLUMNS[kind] if name not in data.column_names]
-    if missing and not is_question:
+    if not any(set(names) <= set(data.column_names) for names in COLUMNS[kind]):
+        wanted = ", or ".join(", ".join(names) for names in COLUMNS[kind])
         raise ValueError(
             f"{source} holds {', '.join(data.column_names)} (read as {report.format}), but "
-            f"`train {kind}` needs {', '.join(COLUMNS[kind])}."
+            f"`train {kind}` needs {wanted}."
         )
     return data, report
 
@@ -186,15 +215,20 @@ def load(kind: str, config: Config):
             dropout=config.lora.dropout,
             target_modules=config.lora.target_modules,
         )
-    inside = course_root() / section.name
-    return {"sft": load_model, "reward": load_reward_model}[kind](
-        str(inside) if inside.is_dir() else section.name,
-        adapter=section.adapter,
+    return (load_reward_model if kind == "reward" else load_model)(
+        _in_course(section.name),
+        adapter=section.adapter and _in_course(section.adapter),
         lora=lora,
         quantization=section.quantization,
         device=section.device,
         dtype=section.dtype,
     )
+
+
+def _in_course(name: str) -> str:
+    """A folder of the course, wherever the command is given; else the name as it is."""
+    inside = course_root() / name
+    return str(inside) if inside.is_dir() else name
 
 
 def prompt_writer(prompt: str | None, tokenizer) -> Callable[[dict], dict]:
@@ -241,10 +275,11 @@ def described(run: Run) -> str:
     first, last, summary = run.metrics[0], run.metrics[-1], run.summary
     shown = [
         f"{name} {first[name]:.4g} -> {last[name]:.4g}"
-        for name in ("loss", "accuracy", "grad_norm")
+        for name in ("loss", "accuracy", "margin", "chosen_logps", "grad_norm")
         if first.get(name) is not None and last.get(name) is not None
     ]
-    shown += [f"{name} {last[name]:.4g}" for name in last if name.startswith("eval_")]
+    evaluated = {name: value for name, value in last.items() if name.startswith("eval_")}
+    shown += [f"{name} {value:.4g}" for name, value in evaluated.items() if value is not None]
     skipped = f", {summary['skipped_steps']} skipped" if summary["skipped_steps"] else ""
     return "\n".join([
         f"{summary['status'].capitalize()}: {summary['steps']} of {summary['total_steps']} steps"
@@ -259,7 +294,7 @@ def described(run: Run) -> str:
 def settings_rows(kind: str) -> list[tuple[str, Any, str]]:
     """(name, default, effect) of every key that a configuration may hold."""
     if kind not in SETTINGS:
-        raise ValueError(f"There is no training {kind!r}: take {' or '.join(SETTINGS)}.")
+        raise ValueError(f"There is no training {kind!r}: take {', '.join(SETTINGS)}.")
     rows = []
     for name, section in (("model", ModelSection), ("lora", LoraSection), ("data", DataSection)):
         for field, info in section.model_fields.items():
@@ -302,4 +337,7 @@ EXAMPLES = {
     "gradient_checkpointing": True,
     "weight_decay": 0.01,
     "center_coefficient": 0.01,
+    "beta": 0.05,
+    "label_smoothing": 0.1,
+    "nll_coefficient": 0.2,
 }

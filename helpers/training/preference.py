@@ -7,7 +7,7 @@ from pathlib import Path
 from helpers import losses as reference_losses
 from helpers.logprobs import sequence_log_probs, tokenize_prompt_and_response
 from helpers.losses import implicit_rewards, kto_reference_point
-from helpers.training.cached_reference import ReferenceMethod, use_reference
+from helpers.training.cached_reference import use_reference
 from helpers.training.kto import KTO
 from helpers.training.loop import run_training
 from helpers.training.method import checked_functions, longest_sequence
@@ -74,10 +74,11 @@ def train_preference(
         >>> run.metrics[0]["loss"], run.metrics[-1]["accuracy"]
         (0.6931, 0.94)
     """
-    kind = _checked(method, settings)
+    check_settings(method, settings)
     chosen = checked_functions(functions or {}, functions_of(method))
     max_length = settings.max_length or longest_sequence(model)
     parts = {"train": data} | ({} if eval_data is None else {"eval": eval_data})
+    kind = KTO if method == "kto" else Pairs
     methods = {
         name: kind(part, tokenizer, settings, chosen, max_length, method)
         for name, part in parts.items()
@@ -111,8 +112,8 @@ def functions_of(method: str) -> dict[str, Callable]:
     return named
 
 
-def _checked(method: str, settings: PreferenceSettings) -> type[ReferenceMethod]:
-    """The class of a method, once its settings are known to be its own."""
+def check_settings(method: str, settings: PreferenceSettings) -> None:
+    """Raises ValueError for an unknown method, and for a setting that the method does not take."""
     if method not in USED:
         raise ValueError(f"There is no method {method!r}: take one of {', '.join(USED)}.")
     own = {name for names in USED.values() for name in names}
@@ -124,4 +125,3 @@ def _checked(method: str, settings: PreferenceSettings) -> type[ReferenceMethod]
             )
     if method == "robust" and not settings.label_smoothing:
         raise ValueError("robust needs label_smoothing, the share of flipped labels: 0 is dpo.")
-    return KTO if method == "kto" else Pairs

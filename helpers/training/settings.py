@@ -179,6 +179,12 @@ class PreferenceSettings(TrainSettings):
         "tokens of prompt and response; a longer pair is left out (none: the model's window)",
         low=2,
     )
+    batching: str = _setting(
+        "random",
+        "which examples share a step: random ones, or length_grouped ones with less padding, whose "
+        "log-probabilities do not compare from step to step",
+        choices=("length_grouped", "random"),
+    )
     append_eos: bool = _setting(True, "responses end with the end-of-text token")
     beta: float | None = _setting(
         None,
