@@ -188,6 +188,8 @@ class RunFolder:
             getattr(model, "model", None), PeftModel
         )
         final = self.path / MODELS[is_adapter]
+        for left in self.path.glob(f".{final.name}.*"):  # of a run that was killed while writing
+            shutil.rmtree(left)
         beside = final.with_name(f".{final.name}.{os.getpid()}")
         with _no_bar():
             model.save_pretrained(beside)

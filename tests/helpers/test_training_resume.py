@@ -95,6 +95,8 @@ def test_killed_anywhere_it_goes_on_to_the_same_weights(method, kills, tiny_fold
         assert logged == resumed.metrics
         assert json.loads((out / "summary.json").read_text())["status"] == "finished"
         assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000006"]
+        assert sorted(path.name for path in out.iterdir()) == [
+            "adapter", "checkpoints", "metrics.jsonl", "settings.json", "summary.json"]
 
 
 def test_an_interrupt_ends_after_the_step_and_the_run_goes_on_later(tiny_folder, tmp_path):
