@@ -301,7 +301,8 @@ if ready("to_preference", "pool_last_token", "preference_report"):
         print(f"{name:15}", "   ".join(f"{kind} {rate[0]:.1%}" for kind, rate in found.items()))
 
 # %% [markdown]
-# Length alone is far better than a coin, and nobody can be much better than the ceiling against noisy labels. Between them lies what is to be learnt.
+# Length alone is far better than a coin against the labels, and nobody can be much better than the ceiling. An untrained head is no coin, either: it is one random direction, and another seed gives
+# another number. Training has to beat all of them.
 #
 # ## The run
 #
@@ -394,8 +395,8 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_r
         """`summary_of` a model that is trained on these records."""
         return summary_of(scored_by(train(records, **changes).model), records)
 
-    def length_correlation(measure):
-        texts = [(r["prompt"], r[f"response_{k}"]) for r in held_out for k in (0, 1)]
+    def length_correlation(measure, records=held_out):
+        texts = [(r["prompt"], r[f"response_{k}"]) for r in records for k in (0, 1)]
         return float(np.corrcoef(words(texts), measure(texts))[0, 1])
 
     more = read_pairs(profile.data.reward_train, sizes.more_pairs)
@@ -453,23 +454,17 @@ if ready("preference_report"):
 # ## Length
 #
 # Ten more words are worth 0.3 to our annotators, and nothing to the gold reward. How much of it did the model take over? The correlation of reward and number of words, beside that of the gold reward, which is the honest target.
-# Two cures. **Balanced pairs**: train on pairs of which the longer response is the chosen one in exactly half, so length says nothing. **Length as margin**: fit how labels depend on the difference in words alone, $P = \sigma(b\,\Delta)$, and give
-# the loss $m = -b\,\Delta$: what length explains, the reward need not. (Padding or cutting to one length, which a course answer named, cures nothing: the mask hides the padding, and the cut removes the answers.)
+# Two cures. **Length as margin**: fit how labels depend on the difference in words alone, $P = \sigma(b\,\Delta)$, and give the loss $m = -b\,\Delta$: what length explains, the reward need not (it trains again). **Taken out afterwards**: fit the slope of
+# the scores on the number of words on half of the held-out responses (no labels are needed) and subtract it on the other half. (Padding or cutting to one length, which a course answer named, cures nothing: the mask hides the padding, and the cut removes the answers.)
 
 # %%
-predict("correlation of reward and length after balancing", "falls")
+predict("accuracy against the clean labels without the length", "rises")
 
 # %%
 if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
     def word_gap(r):
         row = to_preference(r)
         return len(row["chosen"].split()) - len(row["rejected"].split())
-
-    def balanced(records, count):
-        """Up to `count` pairs, half with the longer response chosen; equal lengths are kept."""
-        longer, shorter = ([r for r in records if sign * word_gap(r) > 0] for sign in (1, -1))
-        half = min(len(longer), len(shorter), count // 2)
-        return longer[:half] + shorter[:half] + [r for r in records if word_gap(r) == 0][: count - 2 * half]
 
     def length_weight(records):
         """b of P(first is better) = sigmoid(b * difference in words), by Newton's method."""
@@ -481,36 +476,40 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_r
 
     b = length_weight(pairs)
     print(f"b = {b:.3f} for a word: ten more words move the odds by a factor of {np.exp(10 * b):.1f}")
-    balanced_pairs = balanced(more, len(pairs))
-    print(f"longer one chosen: {np.mean([word_gap(r) > 0 for r in pairs]):.0%} of the pairs, "
-          f"{np.mean([word_gap(r) > 0 for r in balanced_pairs]):.0%} of the balanced ones")
+    half = [(r["prompt"], r[f"response_{k}"]) for r in held_out[::2] for k in (0, 1)]
+    slope = np.polyfit(words(half), judge(half), 1)[0]
+    print(f"slope of the learned reward: {slope:+.3f} for a word")
+
+    def without_length(texts):
+        return (np.array(judge(texts)) - slope * np.array(words(texts))).tolist()
 
 # %%
 if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
-    length_cures = recorded_or_live("length", lambda: {
-        "balanced pairs": outcome(balanced_pairs, num_epochs=2 * profile.reward.few_epochs),
-        "length as margin": outcome(pairs, margins=[-b * word_gap(r) for r in pairs],
-                                    num_epochs=2 * profile.reward.few_epochs)})
+    cured = recorded_or_live("length", lambda: outcome(
+        pairs, margins=[-b * word_gap(r) for r in pairs], **few))
+    tested = held_out[1::2]
     gold_of = {(r["prompt"], r[f"response_{k}"]): r[f"gold_reward_{k}"] for r in held_out for k in (0, 1)}
-    lengths = {"labelled pairs": cures["fewer epochs"]["correlation"], "as above": cures[next(iter(cures))]["correlation"]}
-    lengths |= {name: found["correlation"] for name, found in length_cures.items()}
-    lengths["gold reward"] = length_correlation(lambda texts: [gold_of[text] for text in texts])
+    lengths = {"trained, as above": length_correlation(judge, tested),
+               "taken out afterwards": length_correlation(without_length, tested),
+               "fewer epochs": cures["fewer epochs"]["correlation"], "fewer epochs, length as margin": cured["correlation"],
+               "gold reward": length_correlation(lambda texts: [gold_of[text] for text in texts], tested)}
     for name, value in lengths.items():
-        print(f"{name:17} correlation with the number of words {value:+.2f}")
-    fell = lengths["balanced pairs"] - lengths["labelled pairs"]
-    display(observed("correlation of reward and length after balancing", "falls" if fell < -0.05 else "rises" if fell > 0.05 else "stays"))
+        print(f"{name:31} correlation with the number of words {value:+.2f}")
 
 # %%
 if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
-    shown = {"labelled pairs": cures["fewer epochs"], **length_cures}
+    shown = {"trained, as above": rates(judge, tested), "taken out afterwards": rates(without_length, tested),
+             "fewer epochs": cures["fewer epochs"], "fewer epochs, length as margin": cured}
     display(rates_with_intervals(
         {name: {kind: tuple(found[kind]) for kind in kinds} for name, found in shown.items()},
         xlabel="share of held-out pairs in order",
-        title=f"Without the length the correlation falls from {lengths['labelled pairs']:+.2f} to "
-              f"{lengths['balanced pairs']:+.2f} and {lengths['length as margin']:+.2f}"))
+        title=f"The correlation with length goes from {lengths['trained, as above']:+.2f} to {lengths['taken out afterwards']:+.2f}, "
+              f"and from {lengths['fewer epochs']:+.2f} to {lengths['fewer epochs, length as margin']:+.2f}"))
+    old, new = (shown[name]["clean labels"][0] for name in ("trained, as above", "taken out afterwards"))
+    display(observed("accuracy against the clean labels without the length", "rises" if new > old else "falls" if new < old else "stays"))
 
 # %% [markdown]
-# Accuracy against the *labels* falls when the bias goes: the held-out labels hold the bias, too. Judge a cure by the clean labels, or by people who were asked with care.
+# Accuracy against the *labels* can fall when the bias goes: the held-out labels hold the bias, too. Judge a cure by the clean labels, or by people who were asked with care.
 #
 # ## Best of n: search, and what it finds
 #
@@ -546,7 +545,7 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
               "gold reward, chosen by the gold reward": curve(gold, gold)}
     gained = {name: points[n][0] for name, points in curves.items()}
     top = max(curves["gold reward"], key=lambda k: curves["gold reward"][k][0])
-    display(best_of_n_curves(curves, ylabel="gain over one sample (standard deviations)", title=(
+    display(best_of_n_curves(curves, ylabel="gain (standard deviations)", title=(
         f"At n = {n} the reward model has gained {gained['reward model']:.1f}, the gold reward {gained['gold reward']:.1f} "
         f"(its best at n = {top})")))
     low, high = curves["gold reward"][n][1:]
@@ -582,8 +581,8 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_r
         "reward_mean": float(np.mean(better + worse)), "reward_std": float(np.std(better + worse)),
         **{key: report[key] for key in ("better_data_mean", "worse_data_mean", "worse_better_than_better_count",
                                         "worse_worse_than_better_count")},
-        "response_sets": response_sets, "length_correlation_before": lengths["labelled pairs"],
-        "length_correlation_after": lengths["balanced pairs"], "best_of_n": best_of}
+        "response_sets": response_sets, "length_correlation_before": lengths["trained, as above"],
+        "length_correlation_after": lengths["taken out afterwards"], "length_correlations": lengths, "best_of_n": best_of}
     save_findings("02", findings, seeds=[profile.reward.seed])
     display(comparison_table("02", findings, ["s4.train_accuracy", "s4.test_accuracy"]))
 
