@@ -282,7 +282,7 @@ def scored_by(model):
     return measure
 
 # %%
-if ready("to_preference", "pool_last_token", "preference_report"):
+if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
     pairs = read_pairs(profile.data.reward_train, sizes.pairs)
     felt = {(r["prompt"], r[f"response_{k}"]): Annotator().felt(r[f"response_{k}"], r[f"gold_reward_{k}"])
             for r in held_out for k in (0, 1)}
@@ -313,7 +313,7 @@ if ready("to_preference", "pool_last_token", "preference_report"):
 predict("held-out accuracy from the first to the last epoch", "stays")
 
 # %%
-if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
+if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
     functions = {"bradley_terry_loss": bradley_terry_loss, "pool_last_token": pool_last_token}
 
     def train(records, seed=profile.reward.seed, margins=None, extra=None, **changes):
@@ -334,7 +334,7 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
     model = run.model
 
 # %%
-if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
+if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
     epochs = [run.metrics[start : start + steps] for start in range(0, len(run.metrics), steps)]
     curves = {"training pairs": [], f"{len(watched)} held-out pairs": []}
     for part in epochs:
@@ -442,7 +442,7 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_r
     display(pd.DataFrame(response_sets | others).T[columns].astype(float).round(3))
 
 # %%
-if ready("preference_report"):
+if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
     for name, row in others.items():
         right, wrong = row["worse_worse_than_better_count"], row["worse_better_than_better_count"]
         print(f"{name:17} accuracy as published {row['accuracy']:.1%}; from its counts {right / (right + wrong):.1%}")
@@ -520,7 +520,7 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_r
 predict("gold reward of the best of n against that of one sample", "rises")
 
 # %%
-if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
+if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
     problems, _ = load_records(profile.path(profile.data.maths_test), split="test", limit=sizes.best_of_problems)
     writer, writer_tokenizer = load_model(
         profile.path(profile.models.maths), device=profile.engine.device, dtype=profile.engine.dtype, trainable_adapter=False,
@@ -535,7 +535,7 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
     gold = np.array([gold_reward(text, g) for (_, text), g in zip(texts, golds, strict=True)]).reshape(-1, n)
 
 # %%
-if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
+if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
     def curve(chosen_by, paid):
         """{n: (mean, low, high)} of the reward `paid` of the best by `chosen_by`, from one sample."""
         gains = {k: (best_of_n(chosen_by, paid, k)[1] - paid.mean(1)) / (paid.std() or 1.0) for k in range(1, n + 1)}
@@ -552,7 +552,7 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
     display(observed("gold reward of the best of n against that of one sample", "rises" if low > 0 else "falls" if high < 0 else "stays"))
 
 # %%
-if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
+if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
     counts = np.array(words(texts)).reshape(-1, n)
     picked = counts[np.arange(len(counts)), proxy.argmax(1)]
     print(f"words: a sample {counts.mean():.1f}, the one picked of {n} {picked.mean():.1f}, the longest {counts.max(1).mean():.1f}")
@@ -565,7 +565,7 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
 # Pick a pair, change the response, score it. The bars take one part away at a time, add courtesy, tell the steps twice, or change the final number. Which edit moves the learned reward and not the gold reward, and which the other way round?
 
 # %%
-if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
+if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
     reward_explorer(held_out[:20], gold=gold_reward, score=lambda prompts, texts: score(
         model, tokenizer, prompts, texts, pool=pool_last_token))
 
@@ -637,7 +637,7 @@ progress()
 # on held-out pairs (Guo et al. 2017, [1706.04599](https://arxiv.org/abs/1706.04599)).
 
 # %%
-if ready("to_preference", "bradley_terry_loss", "pool_last_token"):
+if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
     gaps = np.array(better) - np.array(worse)
     fitting, testing = gaps[::2], gaps[1::2]
 
