@@ -153,7 +153,7 @@ def _keeper(folder: RunFolder, identity: str, rows: str, tensors) -> Callable:
         nonlocal is_kept
         if not is_kept:
             path = folder.path / REFERENCE
-            beside = path.with_name(f".{path.name}.{os.getpid()}")
+            beside = path.with_name(f".{path.name}.part")  # written anew after a kill
             save_file(tensors, beside, metadata={"reference": identity, "rows": rows})
             os.replace(beside, path)
             is_kept = True

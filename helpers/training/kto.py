@@ -1,12 +1,13 @@
 """KTO: single responses that are good or bad, and a reference point from mismatched ones."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from accelerate.utils import gather_object
 
 from helpers.logprobs import response_log_probs
+from helpers.training.batches import micro_batches
 from helpers.training.cached_reference import (
     ReferenceMethod,
     check_shape,
@@ -14,6 +15,7 @@ from helpers.training.cached_reference import (
     response_row,
     rows_hash,
 )
+from helpers.training.loop import EVALUATION_ROWS
 from helpers.training.method import Batch, DataReport, data_digest, text_of
 from helpers.training.settings import PreferenceSettings
 from helpers.training.sft import padded_rows
@@ -80,30 +82,34 @@ class KTO(ReferenceMethod):
     def prepare(self, model, pieces: Sequence[Sequence[int]]) -> list[Batch]:
         """The micro-batches, each with the reference point of the step over all processes."""
         batches = [self.batch(piece) for piece in pieces]
+        point = self._reference_point(model, batches)
+        return [{**batch, "reference_point": point} for batch in batches]
+
+    def before_evaluation(self, model) -> None:
+        """The reference point of all held-out examples."""
+        pieces = micro_batches(range(len(self.rows)), self.lengths, size=EVALUATION_ROWS)
+        self.held_out_point = self._reference_point(model, map(self.batch, pieces))
+
+    @torch.no_grad()
+    def _reference_point(self, model, batches: Iterable[Batch]) -> torch.Tensor:
         plain = getattr(model, "module", model)  # no gradient, so no need of the other processes
-        device = next(plain.parameters()).device
-        found = []
+        device, found = next(plain.parameters()).device, []
         for batch in batches:
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            with torch.no_grad(), half_precision(self.settings, device):
+            with half_precision(self.settings, device):
                 policy = self._sums(plain, batch, "mismatched")
             columns = (batch["row"], policy, batch["ref_mismatched"])
             found += zip(*(column.tolist() for column in columns), strict=True)
         # By row: a process without examples of its own repeats one of another's.
-        of_step = {row: values for row, *values in gather_object(found)}
-        policy, ref = torch.tensor([of_step[row] for row in sorted(of_step)]).unbind(1)
-        point = self.functions["kto_reference_point"](policy, ref)
-        return [{**batch, "reference_point": point} for batch in batches]
+        by_row = {row: values for row, *values in gather_object(found)}
+        policy, ref = torch.tensor([by_row[row] for row in sorted(by_row)]).unbind(1)
+        return self.functions["kto_reference_point"](policy, ref)
 
     def weight(self, batch: Batch) -> int:
         return len(batch["row"])
 
     def loss(self, model, batch: Batch, normalizer: float):
-        point = batch.get("reference_point")
-        if point is None:  # held-out examples, without a step: that of the batch
-            with torch.no_grad():
-                policy = self._sums(model, batch, "mismatched")
-            point = self.functions["kto_reference_point"](policy, batch["ref_mismatched"])
+        point = batch["reference_point"] if "reference_point" in batch else self.held_out_point
         policy, ref = self._sums(model, batch, "matched"), batch["ref_matched"]
         good = batch["is_desirable"]
         losses, _ = self.functions["kto_loss"](policy, ref, good, point, **self._options())

@@ -200,6 +200,7 @@ class Loop:
         rows = range(len(method.lengths))
         sums: dict[str, float] = {}
         self.model.eval()
+        method.before_evaluation(self.model)
         batches = map(method.batch, micro_batches(rows, method.lengths, size=size))
         for batch in map(self._on_device, batches):
             with self.autocast():

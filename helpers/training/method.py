@@ -21,6 +21,8 @@ class Method(ABC):
     loss: the sum over a micro-batch divided by that normaliser, and sums for the metrics.
     metrics: what is logged, from those sums over the whole step and all processes.
 
+    Before held-out examples are evaluated, batch by batch, it calls before_evaluation.
+
     name: of the method. unit: what `weight` counts, as it is logged. lengths: tokens of each
     usable example. report: what was left out or cut.
     """
@@ -32,6 +34,9 @@ class Method(ABC):
 
     def prepare(self, model, pieces: Sequence[Sequence[int]]) -> list[Batch]:
         return [self.batch(piece) for piece in pieces]
+
+    def before_evaluation(self, model) -> None:
+        return None
 
     @abstractmethod
     def batch(self, rows: Sequence[int]) -> Batch: ...

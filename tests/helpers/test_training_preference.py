@@ -142,7 +142,8 @@ def test_kto_loss_and_metrics_of_a_step_are_those_of_the_formula(moved):
     others = [row | {"completion": other["completion"]}
               for row, other in zip(LABELLED, [*LABELLED[1:], LABELLED[0]], strict=True)]
     ref = [sums(model, rows, "completion")[0] for rows in (LABELLED, others)]
-    found = train(model, "kto", num_epochs=1, eval_data=LABELLED, beta=0.5, **METHODS["kto"])
+    found = train(model, "kto", num_epochs=1, eval_data=LABELLED, beta=0.5, micro_batch_size=4,
+                  **METHODS["kto"])
     policy = [sums(model, rows, "completion")[0] for rows in (LABELLED, others)]
     point = kto_reference_point(policy[1], ref[1])
     losses, rewards = kto_loss(policy[0], ref[0], good, point, 0.5, 1.5, 0.5)

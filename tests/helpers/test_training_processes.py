@@ -42,15 +42,22 @@ def test_two_processes_are_one(tiny_folder, tmp_path):
     assert single["processes"] == 1
     for report, found in zip(reports, tensors, strict=True):
         assert report["processes"] == 2 and report["threads"] == 1
-        for kind, steps in (("sft", 8), ("reward", 8)):
+        for kind, steps in (("sft", 8), ("reward", 8), ("dpo", 4), ("kto", 6)):
             assert [row["step"] for row in report[kind]] == list(range(1, steps + 1))
             for name in ("loss", "grad_norm", "lr"):
                 assert [row[name] for row in report[kind]] == pytest.approx(
                     [row[name] for row in single[kind]], abs=1e-5)
-        assert report["sft"][-1]["eval_loss"] == pytest.approx(
-            single["sft"][-1]["eval_loss"], abs=1e-5)
+        for kind in ("sft", "dpo", "kto"):
+            assert report[kind][-1]["eval_loss"] == pytest.approx(
+                single[kind][-1]["eval_loss"], abs=1e-5)
+        assert [row["reference_point"] for row in report["kto"]] == pytest.approx(
+            [row["reference_point"] for row in single["kto"]], abs=1e-4)
         for name, tensor in expected.items():
             limit = 1e-6 if name.startswith("gradient/") else 1e-5
             assert (found[name] - tensor).abs().max() < limit, name
+    references = [load_file(tmp_path / name / "dpo/reference.safetensors") for name in
+                  ("one", "two")]
+    for name, logps in references[0].items():
+        assert (references[1][name] - logps).abs().max() < 1e-4
     logged = (tmp_path / "two" / "sft" / "metrics.jsonl").read_text().splitlines()
     assert len(logged) == 8

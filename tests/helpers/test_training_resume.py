@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from helpers.models import LoraSettings, load_model, load_reward_model
-from helpers.training import RewardSettings, SFTSettings, train_reward_model, train_sft
+from helpers.training import (
+    PreferenceSettings,
+    RewardSettings,
+    SFTSettings,
+    train_preference,
+    train_reward_model,
+    train_sft,
+)
 
 WORDS = "Nora has 12 apples and buys 30 more .".split()
 LORA = LoraSettings(rank=4, dropout=0.1)  # dropout draws from the random states
@@ -32,6 +39,7 @@ def train(method, folder, out, *, callbacks=(), lora=LORA, resume=True, **change
     load, run, kind = {
         "sft": (load_model, train_sft, SFTSettings),
         "reward": (load_reward_model, train_reward_model, RewardSettings),
+        "dpo": (load_model, train_preference, PreferenceSettings),
     }[method]
     model, tokenizer = load(folder, lora=lora, device="cpu")
     data = [row | {"chosen": row["response"]} for row in examples()]
@@ -54,7 +62,8 @@ def die_at_line(number, total):
     """Kill this process at a line of those that write and read the run's files, by its number."""
 
     def trace(frame, event, _):
-        if not frame.f_code.co_filename.endswith(("training/checkpoint.py", "training/run.py")):
+        written = ("checkpoint.py", "run.py", "cached_reference.py")
+        if not frame.f_code.co_filename.endswith(tuple(f"training/{name}" for name in written)):
             return None
         total.value += event == "line"
         if total.value == number:
@@ -81,7 +90,7 @@ def in_child(method, folder, out, kill_at):
     return child.exitcode, total.value
 
 
-@pytest.mark.parametrize("method, kills", [("sft", 8), ("reward", 2)])
+@pytest.mark.parametrize("method, kills", [("sft", 8), ("reward", 2), ("dpo", 4)])
 def test_killed_anywhere_it_goes_on_to_the_same_weights(method, kills, tiny_folder, tmp_path):
     whole = train(method, tiny_folder, None)
     code, lines = in_child(method, tiny_folder, tmp_path / "whole", -1)
@@ -95,8 +104,9 @@ def test_killed_anywhere_it_goes_on_to_the_same_weights(method, kills, tiny_fold
         assert logged == resumed.metrics
         assert json.loads((out / "summary.json").read_text())["status"] == "finished"
         assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000006"]
+        reference = ["reference.safetensors"] if method == "dpo" else []
         assert sorted(path.name for path in out.iterdir()) == [
-            "adapter", "checkpoints", "metrics.jsonl", "settings.json", "summary.json"]
+            "adapter", "checkpoints", "metrics.jsonl", *reference, "settings.json", "summary.json"]
 
 
 def test_an_interrupt_ends_after_the_step_and_the_run_goes_on_later(tiny_folder, tmp_path):

@@ -12,7 +12,14 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 
 from helpers.models import LoraSettings, load_model, load_reward_model
-from helpers.training import RewardSettings, SFTSettings, train_reward_model, train_sft
+from helpers.training import (
+    PreferenceSettings,
+    RewardSettings,
+    SFTSettings,
+    train_preference,
+    train_reward_model,
+    train_sft,
+)
 from helpers.training.loop import Loop
 from helpers.training.sft import FUNCTIONS, SFT
 
@@ -43,14 +50,21 @@ def main(folder: str, out: str, size: str) -> None:
     model, tokenizer = load_reward_model(folder, device="cpu")
     reward = train_reward_model(model, DATA, RewardSettings(batch_size=4, **options),
                                 tokenizer=tokenizer, out_dir=f"{out}/reward")
+    runs = [sft, reward]
+    # KTO takes 26 responses; both end with a step of one example, too.
+    for method, batch_size in (("dpo", 4), ("kto", 5)):
+        model, tokenizer = load_model(folder, lora=LoraSettings(rank=4), device="cpu")
+        preferences = PreferenceSettings(batch_size=batch_size, **options | {"num_epochs": 1})
+        runs.append(train_preference(model, DATA, preferences, tokenizer=tokenizer, method=method,
+                                     eval_data=DATA[:3], out_dir=f"{out}/{method}"))
     tensors = {f"gradient/{name}": gradient for name, gradient in gradients.items()}
-    for run in (sft, reward):
+    for run in runs:
         kind = run.summary["method"]
         tensors |= {f"{kind}/{name}": p.detach() for name, p in run.model.named_parameters()}
     rank = PartialState().process_index
     save_file({k: t.contiguous() for k, t in tensors.items()}, f"{out}/{rank}.safetensors")
     report = {"processes": PartialState().num_processes, "threads": torch.get_num_threads(),
-              "sft": sft.metrics, "reward": reward.metrics}
+              **{run.summary["method"]: run.metrics for run in runs}}
     Path(f"{out}/{rank}.json").write_text(json.dumps(report))
 
 
