@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from helpers.losses import bradley_terry_loss
 from helpers.reward_models import encode, encode_prompt, pool_last_token
@@ -19,6 +18,7 @@ from helpers.training.method import (
     longest_sequence,
     text_of,
 )
+from helpers.training.pairs import PairLayout, may_look, padded, plain_places
 from helpers.training.run import Run, RunFolder, identity_of
 from helpers.training.settings import RewardSettings
 
@@ -71,49 +71,22 @@ def train_reward_model(
     )
 
 
-PROMPT, CHOSEN, REJECTED = 0, 1, 2
-
-
 class _Pair(NamedTuple):
-    """Prompt, chosen and rejected response in one row, so that the prompt is read once.
-
-    input_ids, parts (which of the three a token belongs to), positions: each (S,).
-    """
+    """Prompt, chosen and rejected response in one row of token ids, (S,)."""
 
     input_ids: list[int]
-    parts: list[int]
-    positions: list[int]
+    layout: PairLayout
 
     @classmethod
     def of(cls, prompt: str, chosen: str, rejected: str, tokenizer) -> "_Pair":
         start = len(encode_prompt(prompt, tokenizer))
         first, second = (encode(prompt, text, tokenizer) for text in (chosen, rejected))
-        return cls(
-            input_ids=[*first, *second[start:]],
-            parts=[PROMPT] * start
-            + [CHOSEN] * (len(first) - start)
-            + [REJECTED] * (len(second) - start),
-            positions=[*range(len(first)), *range(start, len(second))],
-        )
+        layout = PairLayout.of(start, len(first), len(second))
+        return cls([*first, *second[start:]], layout)
 
     @property
     def longest(self) -> int:
-        return max(self.positions) + 1
-
-    def places(self, side: int) -> list[int]:
-        """Where in the row the sequence of prompt and one response stands."""
-        return [place for place, part in enumerate(self.parts) if part in (PROMPT, side)]
-
-
-def _may_look(part: torch.Tensor) -> torch.Tensor:
-    """(N, S) to (N, S, S): back to the prompt and to the own response, never to the other one."""
-    row, column = part[:, :, None], part[:, None, :]
-    back = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool).tril()
-    return back & ((column == PROMPT) | (column == row))
-
-
-def _padded(rows: Sequence[Sequence], *, value) -> torch.Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], True, value)
+        return max(self.layout.positions) + 1
 
 
 class RewardModelling(Method):
@@ -150,14 +123,14 @@ class RewardModelling(Method):
         (2N, T): the chosen responses in the first half of the rows, the rejected in the second.
         """
         pairs = [self.pairs[row] for row in rows]
-        part = _padded([pair.parts for pair in pairs], value=-1)  # (N, S)
-        sequences = [pair.places(side) for side in (CHOSEN, REJECTED) for pair in pairs]
+        layouts = [pair.layout for pair in pairs]
+        places = plain_places(layouts)
         return {
-            "input_ids": _padded([pair.input_ids for pair in pairs], value=self.pad),
-            "position_ids": _padded([pair.positions for pair in pairs], value=0),
-            "may_look": _may_look(part)[:, None],
-            "places": _padded(sequences, value=0),
-            "attention_mask": _padded([[True] * len(places) for places in sequences], value=False),
+            "input_ids": padded([pair.input_ids for pair in pairs], value=self.pad),
+            "position_ids": padded([layout.positions for layout in layouts], value=0),
+            "may_look": may_look(padded([layout.parts for layout in layouts], value=-1)),
+            "places": padded(places, value=0),
+            "attention_mask": padded([[True] * len(row) for row in places], value=False),
             "margin": torch.tensor([self.margins[row] for row in rows]),
         }
 
