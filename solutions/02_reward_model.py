@@ -296,7 +296,8 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_r
             right = report["worse_worse_than_better_count"]
             found[name] = (report["accuracy"], *wilson_interval(right, len(some)))
         return found
-    known = {name: rates(measure) for name, measure in rulers.items()}
+    few_pairs = {"untrained head": held_out[: sizes.watched]}  # it is slow, and says little
+    known = {name: rates(measure, few_pairs.get(name, held_out)) for name, measure in rulers.items()}
     for name, found in known.items():
         print(f"{name:15}", "   ".join(f"{kind} {rate[0]:.1%}" for kind, rate in found.items()))
 
@@ -547,7 +548,7 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_r
     top = max(curves["gold reward"], key=lambda k: curves["gold reward"][k][0])
     display(best_of_n_curves(curves, ylabel="gain (standard deviations)", title=(
         f"At n = {n} the reward model has gained {gained['reward model']:.1f}, the gold reward {gained['gold reward']:.1f} "
-        f"(its best at n = {top})")))
+        f"(most at n = {top})")))
     low, high = curves["gold reward"][n][1:]
     display(observed("gold reward of the best of n against that of one sample", "rises" if low > 0 else "falls" if high < 0 else "stays"))
 
