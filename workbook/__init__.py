@@ -12,7 +12,7 @@ VERBS = {
     "eval": "Evaluate a model on a file of maths or open-book questions.",
     "train": "Train by SFT, a reward model, or by DPO and its family, from a configuration file.",
     "grade": "Run the checks on a folder of submitted notebooks.",
-    "data": "Convert files between record formats; list the formats.",
+    "data": "Convert files between record formats, list them; make pairs from a model.",
     "progress": "Show what is done of each lesson.",
     "update": "Bring changes of the course into your copies; what you wrote stays.",
     "reset": "Start a lesson afresh; your copy is kept under another name.",

@@ -208,6 +208,47 @@ def formats(
     print(formats_page().rstrip() if markdown else formats_table())
 
 
+def sampling_verb(kind: str, help: str) -> None:
+    """Register `data pairs` or `data negatives`, which differ in what they keep alone."""
+
+    @data.command(kind, help=help)
+    def sample(
+        source: Annotated[str, typer.Argument(metavar="IN", help="Problems: maths or QA.")],
+        out: Annotated[Path, typer.Argument(metavar="OUT", help=".jsonl, .json (.gz), .parquet")],
+        model: Annotated[str | None, typer.Option(help="Folder or hub name.")] = None,
+        adapter: Annotated[str | None, typer.Option(help="Folder of a LoRA adapter.")] = None,
+        limit: Annotated[int | None, typer.Option(min=1, help="At most so many problems.")] = None,
+        samples: Annotated[int, typer.Option(min=2, help="Responses a problem.")] = 8,
+        most: Annotated[int, typer.Option(min=1, help="Pairs (or of one label) a problem.")] = 1,
+        prompt: Annotated[str | None, typer.Option(help="Template, by name or by path.")] = None,
+        temperature: Annotated[float, typer.Option(min=0.0, help="Of the sampling.")] = 1.0,
+        max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a response.")] = 512,
+        seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+        profile: Profile = None,
+    ) -> None:
+        from workbook.sample import sample_file
+
+        sample_file(
+            kind,
+            source,
+            out,
+            model=model,
+            adapter=adapter,
+            limit=limit,
+            samples=samples,
+            most=most,
+            prompt=prompt,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            profile=profile or "tiny",
+        )
+
+
+sampling_verb("pairs", "Sample responses; pair the better with the worse (for train dpo).")
+sampling_verb("negatives", "Sample responses; label the right and the wrong (for train kto).")
+
+
 @verb("progress")
 def progress() -> None:
     from workbook.dashboard import show

@@ -1,10 +1,12 @@
 """The verb `eval`: any causal language model on a file of maths or open-book QA problems."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +27,38 @@ RATES = {  # in the order of the table; those that the data do not have are left
     "f1": "F1",
     "avg_reward": "mean reward",
 }
+
+
+class Problems(NamedTuple):
+    """Records to answer, how they are asked, where an answer stops, and how it is graded."""
+
+    records: Dataset
+    report: LoadReport
+    template: str
+    stop: tuple[str, ...]
+    reward_fn: Callable[..., dict]
+
+
+def read_problems(
+    data: str | Path,
+    *,
+    limit: int | None,
+    prompt: str | Path | None,
+    stop: Sequence[str] | None,
+    spacing: str = "any",
+) -> Problems:
+    """Maths or QA problems of a file or hub name; the options are those of `evaluate_file`."""
+    records, report = load_records(data, limit=limit)
+    is_qa = "answers" in records.column_names
+    if not is_qa and "gold_answer" not in records.column_names:
+        raise ValueError(f"{data} has {', '.join(records.column_names)}: to evaluate, question and "
+                         "answer are needed, or question, passages and answers.")
+    template = load_template(prompt or ("qa" if is_qa else "r1_zero"))
+    if stop is None:
+        stop = ("\n",) if is_qa else ()
+    r1_zero_reward("", "", spacing=spacing)  # an unknown spacing is answered before the model loads
+    reward_fn = qa_reward if is_qa else partial(r1_zero_reward, spacing=spacing)
+    return Problems(records, report, template, tuple(stop), reward_fn)
 
 
 def evaluate_file(
@@ -57,22 +91,14 @@ def evaluate_file(
 
     Raises ValueError or OSError, in one sentence, before a model is loaded where it can.
     """
-    records, report = load_records(data, limit=limit)
-    is_qa = "answers" in records.column_names
-    if not is_qa and "gold_answer" not in records.column_names:
-        raise ValueError(f"{data} has {', '.join(records.column_names)}: to evaluate, question and "
-                         "answer are needed, or question, passages and answers.")
-    template = load_template(prompt or ("qa" if is_qa else "r1_zero"))
-    if stop is None:
-        stop = ("\n",) if is_qa else ()
+    problems = read_problems(data, limit=limit, prompt=prompt, stop=stop, spacing=spacing)
+    records, report, template, stop, reward_fn = problems
     sampling = SamplingSettings(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed,
-                                stop_strings=tuple(stop))
-    reward_fn = qa_reward if is_qa else partial(r1_zero_reward, spacing=spacing)
-    r1_zero_reward("", "", spacing=spacing)  # an unknown spacing is answered before the model loads
+                                stop_strings=stop)
     chosen = load_profile(profile)
     name = str(model or chosen.path(chosen.models.maths))
     folder = Path(out) if out else _default_folder(name, data)
-    policy, tokenizer = _load(name, adapter, chosen)
+    policy, tokenizer = load_policy(name, adapter, chosen)
     summary = evaluate(policy, tokenizer, records, prompt=template, reward_fn=reward_fn,
                        out_dir=folder, sampling=sampling, load_report=report,
                        batch_size=chosen.engine.batch_size, progress=progress)
@@ -84,7 +110,7 @@ def evaluate_file(
     return summary
 
 
-def _load(name: str, adapter: str | Path | None, profile: Profile):
+def load_policy(name: str, adapter: str | Path | None, profile: Profile):
     engine = profile.engine
     return load_model(name, adapter=adapter, trainable_adapter=False, device=engine.device,
                       dtype=engine.dtype, quantization=engine.quantization)
