@@ -432,3 +432,29 @@ def test_many_pairs_share_steps_of_like_length(tiny_folder):
     run = train(load_model(tiny_folder, lora=LORA, device="cpu"), data=data, batch_size=24,
                 micro_batch_size=5, max_steps=1)
     assert run.metrics[0]["loss"] == pytest.approx(math.log(2), abs=2e-6)
+
+
+def test_losses_are_those_of_trl(moved, tmp_path):
+    """Four steps on all pairs from a continued adapter, whose reference theirs must copy too."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    ours = train(moved(), max_steps=4, schedule="constant", warmup_ratio=0, lr=1e-3)
+    model, tokenizer = moved()
+    # Theirs finds responses by the padding token, which must not be EOS.
+    tokenizer.pad_token = "<|im_start|>"
+    args = DPOConfig(
+        tmp_path, per_device_train_batch_size=6, max_steps=4, learning_rate=1e-3, beta=0.1,
+        lr_scheduler_type="constant", logging_steps=1, report_to="none", use_cpu=True,
+        disable_tqdm=True, save_strategy="no", bf16=False, gradient_checkpointing=False,
+        precompute_ref_log_probs=True,
+    )
+    trainer = DPOTrainer(model, args=args, processing_class=tokenizer,
+                         train_dataset=Dataset.from_list(PAIRS))
+    trainer.train()
+    theirs = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["loss"] for row in ours.metrics] == pytest.approx(
+        [row["loss"] for row in theirs], abs=1e-4)
+    assert [row["margin"] for row in ours.metrics] == pytest.approx(
+        [row["rewards/margins"] for row in theirs], abs=1e-3)
+    assert ours.metrics[-1]["loss"] < 0.6
