@@ -18,7 +18,7 @@ from torch import nn
 
 from helpers.data import load_records
 from helpers.diagnose import diagnose
-from helpers.evaluation import complete, grade_completions, summarise_rates
+from helpers.evaluation import complete, grade_completions, paired_test, summarise_rates
 from helpers.models import LoraSettings, footprint, load_model
 from helpers.plotting import method_table, rates_with_intervals, sweep_curves, training_curves
 from helpers.prompts import load_template, render, render_passages
@@ -533,7 +533,9 @@ def reasoned(model, prompts, *, n=1, temperature=0.0):
 def score_qa(model):
     prompts, golds = open_book(profile.data.qa_test, profile.sizes.sft.qa_problems)
     stated = [texts[0].rpartition("Answer:")[2] for texts in reasoned(model, prompts)]
-    scores = [qa_scores(text, accepted) for text, accepted in zip(stated, golds, strict=True)]
+    return [qa_scores(text, accepted) for text, accepted in zip(stated, golds, strict=True)]
+
+def means(scores):
     return {name: sum(score[name] for score in scores) / len(scores) for name in ("sub_em", "f1")}
 
 # %%
@@ -551,10 +553,14 @@ if ready("tokenize_prompt_and_response", "sft_loss", "rejection_sample"):
         quietly(reader, kept, num_epochs=2)
     qa_after = score_qa(reader)
     for when, scores in (("before", qa_before), ("after", qa_after)):
-        print(f"{when:6} SubEM {scores['sub_em']:.3f}, F1 {scores['f1']:.3f}")
+        print(f"{when:6} SubEM {means(scores)['sub_em']:.3f}, F1 {means(scores)['f1']:.3f}")
+    hits = [[score["sub_em"] > 0 for score in scores] for scores in (qa_after, qa_before)]
+    test = paired_test(*hits)
+    print(f"right only after: {test.only_first}, only before: {test.only_second}; p = {test.p_value:.2g}")
 
 # %% [markdown]
-# No new answer entered the model, only its own right ones. What does this selection prefer? Questions that it could already answer, and short answers. Lesson 07 runs the published version of it.
+# No new answer entered the model, only its own right ones, so little can change in one round: believe a difference only where the paired test does. What does this selection prefer? Questions that the
+# model could already answer, and short answers. Lesson 07 runs the published version of it, with another policy as teacher.
 #
 # ## Findings
 
@@ -568,7 +574,7 @@ if ready("tokenize_prompt_and_response", "sft_loss", "rejection_sample"):
         "lenient_after": after["lenient_accuracy"][0],
         "intervals": {name: list(triple[1:]) for name, triple in after.items()},
         "methods": methods, "sweep": sweep,
-        "rejection": {"samples": drawn, "kept": len(kept), "before": qa_before, "after": qa_after}}
+        "rejection": {"samples": drawn, "kept": len(kept), "before": means(qa_before), "after": means(qa_after)}}
     save_findings("03", findings, seeds=[profile.sampling.seed])
     display(comparison_table("03", findings, ["s0.sft.128", "s2.tuned_accuracy"]))
 
