@@ -182,7 +182,9 @@ def _scoring_head(model, labels, selected, temperature: float, with_entropy: boo
     targets = labels[selected]  # (K,)
 
     def score(hidden: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        logits = _at_least_float32(project(hidden)) / temperature
+        logits = _at_least_float32(project(hidden))
+        if temperature != 1:  # a tenth of the time at 150,000 tokens, for nothing
+            logits = logits / temperature
         columns = [-cross_entropy(logits, chosen, reduction="none")]
         if with_entropy:
             columns.append(entropy(logits))
