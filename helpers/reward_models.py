@@ -1,11 +1,12 @@
 """Score responses with a reward model: pooling, batches, and a reward function made of one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from helpers.reference import weights_identity
+from helpers.shared_rows import LONGEST_SHARED, SharedLayout, padded, shared_columns
 
 
 def pool_last_token(token_rewards: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -54,6 +55,8 @@ def score(
 ) -> list[float]:
     """The reward of each response to its prompt, with dropout off.
 
+    Responses to one prompt share a row, so that the model reads the prompt once.
+
     model, tokenizer: from `helpers.models.load_reward_model`. pool: token rewards (B, T) and
     attention mask (B, T) to rewards (B,).
 
@@ -70,31 +73,79 @@ def score(
             f"{len(responses)}."
         )
     rows = [encode(p, r, tokenizer) for p, r in zip(prompts, responses, strict=True)]
-    window = getattr(model.config, "max_position_embeddings", None) or float("inf")
+    _check_window(rows, getattr(model.config, "max_position_embeddings", None) or float("inf"))
+    starts = {prompt: len(encode_prompt(prompt, tokenizer)) for prompt in dict.fromkeys(prompts)}
+    shared = _share_prompts(rows, [starts[prompt] for prompt in prompts], prompts)
+    rewards, was_training = [0.0] * len(rows), model.training
+    model.eval()
+    for some in _batches(shared, batch_size):
+        found = iter(_pooled(model, some, pool, tokenizer.pad_token_id))
+        for place in (place for row in some for place in row.responses):
+            rewards[place] = next(found)
+    model.train(was_training)
+    return rewards
+
+
+def _check_window(rows: Sequence[Sequence[int]], window: float) -> None:
     for place, ids in enumerate(rows):
         if len(ids) > window:
             raise ValueError(
                 f"Prompt and response {place} have {len(ids)} tokens, but the model reads at most "
                 f"{window}."
             )
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # little padding
-    rewards, was_training = [0.0] * len(rows), model.training
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        found = _pooled(model, [rows[place] for place in chosen], pool, tokenizer.pad_token_id)
-        for place, reward in zip(chosen, found, strict=True):
-            rewards[place] = reward
-    model.train(was_training)
-    return rewards
 
 
-def _pooled(model, rows: Sequence[Sequence[int]], pool: Callable, pad: int) -> list[float]:
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
-    lengths = torch.tensor([len(row) for row in rows])[:, None]
-    mask = torch.arange(ids.shape[1]) < lengths
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    return pool(model(ids, mask), mask).tolist()
+class _SharedRow(NamedTuple):
+    """Token ids (S,) of a prompt and some responses, and which responses these are."""
+
+    input_ids: list[int]
+    layout: SharedLayout
+    responses: list[int]
+
+
+def _share_prompts(rows, starts: Sequence[int], prompts: Sequence[str]) -> list[_SharedRow]:
+    """The responses to one prompt behind each other, in rows of at most LONGEST_SHARED tokens."""
+    groups: list[list[int]] = []
+    latest: dict[str, tuple[list[int], int]] = {}  # the last row of a prompt and its tokens
+    for place, prompt in enumerate(prompts):
+        own = len(rows[place]) - starts[place]
+        group, size = latest.get(prompt, ([], LONGEST_SHARED))
+        if size + own > LONGEST_SHARED:
+            group, size = [], starts[place]
+            groups.append(group)
+        group.append(place)
+        latest[prompt] = group, size + own
+    return [_joined([rows[place] for place in group], starts[group[0]], group) for group in groups]
+
+
+def _joined(rows: Sequence[Sequence[int]], start: int, responses: list[int]) -> _SharedRow:
+    rest = [token for row in rows for token in row[start:]]
+    layout = SharedLayout.of(start, *(len(row) for row in rows))
+    return _SharedRow([*rows[0][:start], *rest], layout, responses)
+
+
+def _batches(rows: Sequence[_SharedRow], responses: int) -> Iterator[list[_SharedRow]]:
+    """Rows of like length together, which need little padding; at most so many responses."""
+    batch: list[_SharedRow] = []
+    for row in sorted(rows, key=lambda row: len(row.input_ids)):
+        if batch and sum(len(r.responses) for r in (*batch, row)) > responses:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _pooled(model, rows: Sequence[_SharedRow], pool: Callable, pad: int) -> list[float]:
+    """The rewards of all responses of N rows, as pooled from plain sequences (B, T)."""
+    columns = shared_columns([row.input_ids for row in rows], [row.layout for row in rows], pad)
+    columns = {name: column.to(model.device) for name, column in columns.items()}
+    joined = model(columns["input_ids"], columns["may_look"], columns["position_ids"])  # (N, S)
+    plain = [row.layout.places(k + 1) for row in rows for k in range(len(row.responses))]
+    of_row = torch.tensor([n for n, row in enumerate(rows) for _ in row.responses])
+    places = padded(plain, value=0).to(model.device)
+    mask = padded([[True] * len(places) for places in plain], value=False).to(model.device)
+    return pool(joined[of_row.to(model.device)].gather(1, places), mask).tolist()
 
 
 def from_model(model, tokenizer, *, batch_size: int = 32) -> "ModelReward":

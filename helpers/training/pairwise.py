@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from helpers.logprobs import response_log_probs
+from helpers.shared_rows import SharedLayout, may_look, padded, plain_places
 from helpers.training.cached_reference import (
     ReferenceMethod,
     check_shape,
@@ -12,7 +13,6 @@ from helpers.training.cached_reference import (
     rows_hash,
 )
 from helpers.training.method import Batch, DataReport, data_digest, text_of
-from helpers.training.pairs import PairLayout, may_look, padded, plain_places
 from helpers.training.settings import PreferenceSettings
 from helpers.training.sft import Row
 
@@ -53,7 +53,7 @@ class Pairs(ReferenceMethod):
         self.digest = data_digest(texts)
         self.rows_hash = rows_hash([row for pair in self.pairs for row in pair], functions)
         self.layouts = [
-            PairLayout.of(_start(rows[0]), *(len(row.labels) for row in rows))
+            SharedLayout.of(_start(rows[0]), *(len(row.labels) for row in rows))
             for rows in self.pairs
         ]
         self.lengths = [len(layout.parts) for layout in self.layouts]

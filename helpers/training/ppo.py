@@ -13,9 +13,9 @@ from helpers.logprobs import response_log_probs
 from helpers.losses import aggregate, grpo_clip_loss, kl_estimate
 from helpers.policy_losses import gae, value_loss, whiten
 from helpers.rewards import r1_zero_reward
+from helpers.shared_rows import padded
 from helpers.training.engines import Engine
 from helpers.training.method import Batch, checked_functions, longest_sequence
-from helpers.training.pairs import padded
 from helpers.training.rl_run import run_rollouts
 from helpers.training.rl_settings import PPOSettings
 from helpers.training.rollout_loop import RolloutLoop

@@ -8,6 +8,7 @@ import torch
 
 from helpers.losses import bradley_terry_loss
 from helpers.reward_models import encode, encode_prompt, pool_last_token
+from helpers.shared_rows import SharedLayout, padded, plain_places, shared_columns
 from helpers.training.loop import run_training
 from helpers.training.method import (
     Batch,
@@ -18,7 +19,6 @@ from helpers.training.method import (
     longest_sequence,
     text_of,
 )
-from helpers.training.pairs import PairLayout, may_look, padded, plain_places
 from helpers.training.run import Run, RunFolder, identity_of
 from helpers.training.settings import RewardSettings
 
@@ -75,13 +75,13 @@ class _Pair(NamedTuple):
     """Prompt, chosen and rejected response in one row of token ids, (S,)."""
 
     input_ids: list[int]
-    layout: PairLayout
+    layout: SharedLayout
 
     @classmethod
     def of(cls, prompt: str, chosen: str, rejected: str, tokenizer) -> "_Pair":
         start = len(encode_prompt(prompt, tokenizer))
         first, second = (encode(prompt, text, tokenizer) for text in (chosen, rejected))
-        layout = PairLayout.of(start, len(first), len(second))
+        layout = SharedLayout.of(start, len(first), len(second))
         return cls([*first, *second[start:]], layout)
 
     @property
@@ -126,9 +126,7 @@ class RewardModelling(Method):
         layouts = [pair.layout for pair in pairs]
         places = plain_places(layouts)
         return {
-            "input_ids": padded([pair.input_ids for pair in pairs], value=self.pad),
-            "position_ids": padded([layout.positions for layout in layouts], value=0),
-            "may_look": may_look(padded([layout.parts for layout in layouts], value=-1)),
+            **shared_columns([pair.input_ids for pair in pairs], layouts, self.pad),
             "places": padded(places, value=0),
             "attention_mask": padded([[True] * len(row) for row in places], value=False),
             "margin": torch.tensor([self.margins[row] for row in rows]),

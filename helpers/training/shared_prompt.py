@@ -5,12 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from helpers.shared_rows import LONGEST_SHARED, PROMPT, may_look, padded
 from helpers.training.method import Batch
-from helpers.training.pairs import PROMPT, may_look, padded
-
-# A row of several responses needs a mask of S x S, and its attention is paid for all of it: in
-# longer rows that costs more than reading the prompt again.
-LONGEST_SHARED = 768
 
 
 class SharedRow(NamedTuple):

@@ -56,6 +56,31 @@ def test_scores_do_not_depend_on_the_batch_or_on_training_mode(tiny_folder):
     assert score(model, tokenizer, [], []) == []
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+@pytest.mark.parametrize("longest", [8, 40, 768])
+def test_responses_to_one_prompt_are_scored_as_if_alone(
+    tiny_folder, monkeypatch, batch_size, longest
+):
+    model, tokenizer = load_reward_model(tiny_folder, device="cpu")
+    texts = [(row["prompt"], other["chosen"]) for other in PAIRS for row in PAIRS[:3]]
+    alone = [score(model, tokenizer, [prompt], [text])[0] for prompt, text in texts]
+    monkeypatch.setattr("helpers.reward_models.LONGEST_SHARED", longest)
+    together = score(model, tokenizer, *zip(*texts, strict=True), batch_size=batch_size)
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_prompt_is_read_once_for_its_responses(tiny_folder):
+    model, tokenizer = load_reward_model(tiny_folder, device="cpu")
+    prompt, responses = "Nora has 12 apples", [" 42", " 30", " no", " apples"]
+    seen = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    score(model, tokenizer, [prompt] * 4, responses)
+    (shape,) = seen
+    tokens = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in responses]
+    start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    assert tuple(shape) == (1, start + sum(tokens))
+
+
 def test_scores_are_those_of_the_hubs_own_classifier(tiny_folder, tmp_path):
     run = train(tiny_folder, out_dir=tmp_path)
     _, tokenizer = load_reward_model(tiny_folder, device="cpu")
