@@ -10,11 +10,9 @@ from contextlib import contextmanager
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import DynamicCache
+
+from helpers.prompt_cache import SharedPromptLayer, may_share_prompts, shared_prompt_attention
 
 
 @contextmanager
@@ -30,7 +28,7 @@ def evaluation_mode(model) -> Iterator[None]:
 
 
 def prefill(model, prompt_ids: Sequence[Sequence[int]], n: int, steps: int, pad_token_id: int):
-    """Read each prompt once; give every sample its copy of the cache.
+    """Read each prompt once for its n samples.
 
     Returns the cache of B = P * n rows, the mask (B, longest prompt + steps) with zeros on the
     left padding and ones elsewhere, and the logits (B, V) of the first new token.
@@ -50,55 +48,29 @@ def prefill(model, prompt_ids: Sequence[Sequence[int]], n: int, steps: int, pad_
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    cache.batch_repeat_interleave(n)
-    for index, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[index] = _RoomyLayer(layer, steps)
+    if may_share_prompts(model, cache):
+        hidden = mask[:, :width] == 0
+        cache.layers = [SharedPromptLayer(layer, hidden, n, steps) for layer in cache.layers]
+    else:
+        cache.batch_repeat_interleave(n)
     return cache, mask.repeat_interleave(n, dim=0), logits.repeat_interleave(n, dim=0)
 
 
 def next_logits(model, cache, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """One step with the cache: the logits (B, V) after the given tokens (B,)."""
-    return model(
-        input_ids=tokens[:, None],
-        attention_mask=mask,
+    inputs = {
+        "input_ids": tokens[:, None],
+        "attention_mask": mask,
         # Counted without the padding, so that a prompt reads the same alone and in a batch.
-        position_ids=mask.sum(dim=-1, keepdim=True) - 1,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-
-
-class _RoomyLayer(DynamicLayer):
-    """A cache layer with room for every step, written in place.
-
-    `DynamicLayer` concatenates, which copies the whole cache at each token.
-    """
-
-    def __init__(self, layer: DynamicLayer, steps: int):
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        self.length = layer.keys.shape[-2]
-        self.keys = self._with_room(layer.keys, steps)
-        self.values = self._with_room(layer.values, steps)
-
-    @staticmethod
-    def _with_room(states: torch.Tensor, steps: int) -> torch.Tensor:
-        batch, heads, length, width = states.shape
-        room = states.new_zeros(batch, heads, length + steps, width)
-        room[:, :, :length] = states
-        return room
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        end = self.length + key_states.shape[-2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        return self.length
+        "position_ids": mask.sum(dim=-1, keepdim=True) - 1,
+        "past_key_values": cache,
+        "use_cache": True,
+        "logits_to_keep": 1,
+    }
+    if isinstance(cache.layers[0], SharedPromptLayer):
+        with shared_prompt_attention(model):
+            return model(**inputs, prompts_of=cache).logits[:, -1]
+    return model(**inputs).logits[:, -1]
 
 
 def next_tokens(
@@ -150,38 +122,6 @@ def _cut(probs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
         left_out = before >= top_p * ordered.sum(dim=-1, keepdim=True)
         probs = probs.masked_fill(left_out.scatter(-1, index, left_out), 0.0)
     return probs
-
-
-@contextmanager
-def shared_key_heads(model) -> Iterator[None]:
-    """Inside, decoding on the CPU uses `_decode_attention` where the model would use "sdpa"."""
-    config, name = model.config, "sdpa_decode"
-    if model.device.type != "cpu" or config._attn_implementation != "sdpa":
-        yield
-        return
-    AttentionInterface.register(name, _decode_attention)
-    AttentionMaskInterface.register(name, sdpa_mask)
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = "sdpa"
-
-
-def _decode_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """Attention of one new token in which query heads share key heads without copies of them.
-
-    transformers repeats the keys and values of the whole cache for every query head as soon as
-    there is a padding mask; on the CPU that copying costs more than the attention.
-    """
-    if query.shape[2] > 1 or kwargs.get("position_bias") is not None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-    attended = scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
-    )
-    return attended.transpose(1, 2).contiguous(), None
 
 
 @contextmanager

@@ -25,7 +25,6 @@ from helpers.decoding import (
     next_logits,
     next_tokens,
     prefill,
-    shared_key_heads,
     widest_float,
 )
 from helpers.rewards import token_f1
@@ -160,7 +159,7 @@ def generate(
     budgets = [min(sampling.max_new_tokens, window_of(model) - len(ids)) for ids in prompt_ids]
     groups: dict[int, list[Completion]] = {}
     bar = tqdm(total=len(order) * n, disable=not progress, desc="sampling", unit="completion")
-    with bar, evaluation_mode(model), shared_key_heads(model), merged_adapters(model):
+    with bar, evaluation_mode(model), merged_adapters(model):
         for start in range(0, len(order), per_batch):
             chosen = order[start : start + per_batch]
             rows = [
