@@ -223,7 +223,7 @@ def sweep_curves(
 
 
 def method_table(rows: Mapping[str, Mapping[str, float | str | Interval]], *, title: str) -> Figure:
-    """A table of methods and measures; the highest share of each column is bold, counts are not.
+    """A table of methods and measures; the highest share of a column is bold, counts are not.
 
     Example: `method_table({"base": {"SubEM": .44}, "DPO": {"SubEM": .51}}, title="...")`
     """
@@ -238,9 +238,9 @@ def method_table(rows: Mapping[str, Mapping[str, float | str | Interval]], *, ti
     table.scale(1, 1.35)
     for place, column in enumerate(columns):
         values = [_number(row.get(column)) for row in rows.values()]
-        if any(value is not None for value in values):
-            best = int(np.nanargmax([np.nan if value is None else value for value in values]))
-            table[best + 1, place].set_text_props(fontweight="bold")
+        known = [value for value in values if value is not None]
+        if known and max(known) > min(known):
+            table[values.index(max(known)) + 1, place].set_text_props(fontweight="bold")
     return _finish(figure, axes, title, legend=False)
 
 

@@ -86,9 +86,7 @@ R1_ZERO = load_template("r1_zero")
 def new_start(seed=0):
     """The model that every run of this lesson starts from: your SFT adapter, or the shipped one."""
     lora = None if start_path else LoraSettings(rank=profile.sft.rank, alpha=profile.sft.alpha, seed=seed)
-    model, words = load_model(base_path, adapter=start_path, lora=lora, device=profile.engine.device, dtype=profile.engine.dtype)
-    model.peft_config["default"].base_model_name_or_path = base_path  # the shipped one names it relative to the course
-    return model, words
+    return load_model(base_path, adapter=start_path, lora=lora, device=profile.engine.device, dtype=profile.engine.dtype)
 
 def problems_of(split, first, count):
     records, _ = load_records(profile.path(profile.data.maths_test if split == "test" else profile.data.maths_train), split=split)

@@ -82,7 +82,8 @@ def test_curves_take_records_that_lack_a_metric(tmp_path):
 
 
 def test_the_best_of_a_column_is_bold_and_counts_are_not(tmp_path):
-    rows = {"base": {"F1": 0.41, "n": 500}, "DPO": {"F1": (0.515, 0.5, 0.53), "n": 500}}
+    rows = {"base": {"F1": 0.41, "n": 500, "tag": 0.0},
+            "DPO": {"F1": (0.515, 0.5, 0.53), "n": 500, "tag": 0.0}}  # where all are equal, none
     axes = draw(plotting.method_table(rows, title="t"), tmp_path)
     cells = axes.tables[0].get_celld()
     bold = {place for place, cell in cells.items()
