@@ -7,7 +7,7 @@
 # an artefact of the measurement from a weakness of the model.
 #
 # **You need** Python, and what a language model does when it samples text. **Time:** about 90 minutes.
-# Your reward, with your equivalence in it, is what later lessons train on.
+# Your reward, with your equivalence in it, is what lesson 05 trains on.
 #
 # Stuck? `hint(1, "extract_answer")` (up to 3), and `extract_answer = use_reference("extract_answer")`
 # lets you go on; it is recorded as such.
@@ -83,7 +83,7 @@ print("\ngold:  ", problems[1]["gold_answer"])
 # %% [markdown]
 # ## The number that started this
 #
-# A student project (S0 in our tables) measured Qwen2.5-Math-1.5B on the 1,319 test problems of GSM8K. The prompt asks for
+# A student project (S0 in our tables; S1 to S4 are four more: five methods on Qwen3-8B-AWQ / Natural Questions, tuning and prompting Qwen2.5-7B-Instruct on GSM8K, SFT and DPO in few lines of PyTorch, a reward-model and DPO homework) measured Qwen2.5-Math-1.5B on the 1,319 test problems of GSM8K. The prompt asks for
 # reasoning in `<think>` and the result in `<answer>`, as in the R1-Zero recipe
 # (DeepSeek-R1, [2501.12948](https://arxiv.org/abs/2501.12948)). In the strict reward that S0 used, a response earns
 #
@@ -91,7 +91,7 @@ print("\ngold:  ", problems[1]["gold_answer"])
 #
 # Only 2.5 % of the responses had the format, and 0.38 % earned the reward. Does a maths model solve 0.4 % of
 # grade-school problems? You will take this number apart. Beside the strict rate stands a **lenient** one on the same responses:
-# the *last number* is the gold one. It misses an answer that is followed by more text, and pays a lucky one; between the two lies the truth.
+# the *last number* is the gold one. It misses an answer that is followed by another number, and pays a lucky one: read it as an estimate beside the strict rate.
 # The `tiny` profile repeats the experiment on another model; only `full` measures the published one.
 
 # %%
@@ -196,7 +196,7 @@ check(is_equivalent)
 # ## Exercise 3: the strict reward
 # *Difficulty 2 of 5, importance 5 of 5, 15 minutes*
 #
-# The format: some text, `</think>`, white space or none, exactly one `<answer>...</answer>`, and nothing after it. (The prompt
+# The format: some text, exactly one `</think>`, white space or none, exactly one `<answer>...</answer>`, and nothing but white space after it. (The prompt
 # has opened `<think>` already.) Return all three parts: `format_reward`, `answer_reward`
 # (1.0 only inside a right format) and their product `reward`; your `is_equivalent` judges the answer. Why so strict? A reward that pays any
 # right number somewhere in the text is paid for *listing* numbers, and a policy finds out.
@@ -361,8 +361,8 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
         published={name: (entry.value, entry.source) for name, entry in s0.items()}))
 
 # %% [markdown]
-# Strict accuracy cannot exceed the format rate, and lenient accuracy on the *same outputs* shows what lies under that
-# ceiling. From here on the three always stand together.
+# Strict accuracy cannot exceed the format rate, and lenient accuracy on the *same outputs* shows what that ceiling
+# hides. From here on the three always stand together.
 #
 # ## How do the others fail?
 
@@ -445,7 +445,7 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
 # %% [markdown]
 # Look at the intervals before you believe a difference: a rate of 3 % on 128 problems may be 1 % or 8 %. So `observed` says "stays" where the
 # new rate lies inside the old interval.
-# A grader that stops sampling at `</answer>` is a fourth such choice: it forgives whatever the model would have written next.
+# An evaluation that stops sampling at `</answer>` makes a fourth such choice: it forgives whatever the model would have written next.
 #
 # ## What is in the model: pass@k, reasoning, examples
 #
@@ -487,7 +487,7 @@ if ready("is_equivalent", "r1_zero_reward", "summarise_rates"):
     right = {name: [row["lenient"] for row in graded[name]] for name in list(ways)[:2]}
     test = paired_test(right["chain of thought"], right["direct answer"])
     print(f"Only with reasoning right: {test.only_first}; only without: {test.only_second}; "
-          f"p = {test.p_value:.2g} (McNemar, exact)")
+          f"p = {test.p_value:.2g} (McNemar's exact test: may this split be chance?)")
 
 # %% [markdown]
 # ## The other task: open-book questions
@@ -537,7 +537,7 @@ if ready("is_equivalent", "r1_zero_reward", "qa_scores", "summarise_rates"):
         "few_shot_format_rate": formatted, "qa_sub_em": qa["sub_em"], "qa_f1": qa["f1"]}
     save_findings("01", findings, seeds=[profile.sampling.seed])
     shown = ["s0.num_examples", "s0.format_rate", "s0.accuracy", "s0.avg_reward",
-             "s2.base_accuracy", "s1.base_sub_em", "s1.base_f1"]
+             "s1.base_sub_em", "s1.base_f1"]
     display(comparison_table("01", findings, shown))
 
 # %% [markdown]
@@ -570,7 +570,7 @@ answer("01-4", "b")
 #
 # ## You have finished
 #
-# Your reward and your scores go with you: lesson 02 learns a reward from preferences, lesson 03 repairs the format.
+# Your reward goes with you to lesson 05. Before it, lesson 02 learns a reward from preferences, lesson 03 repairs the format.
 
 # %%
 progress()

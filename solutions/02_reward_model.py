@@ -6,8 +6,8 @@
 # loss that turns choices into scores, find the one token that carries the score, report a reward model honestly, and show three ways in
 # which it goes wrong: it learns its data by heart, it likes length, and it gives way where it is searched.
 #
-# **You need** lesson 01, and what a gradient step is. **Time:** about 90 minutes. The model that you train here judges lesson 04 and is the
-# reward of lesson 05.
+# **You need** lesson 01, and what a gradient step is. **Time:** about 90 minutes. The model that you train here judges lesson 04; lesson 05 optimises a policy
+# against the shipped one of its kind.
 #
 # Stuck? `hint(1, "bradley_terry_loss")` (up to 3), and `bradley_terry_loss = use_reference("bradley_terry_loss")` lets you go on; it is
 # recorded as such.
@@ -93,7 +93,7 @@ for k in (0, 1):
 # $$ P(y_1 \succ y_2 \mid x) = \sigma\big(r(x, y_1) - r(x, y_2)\big), \qquad
 #    \mathcal{L} = -\log \sigma\big(r(x, y_\text{chosen}) - r(x, y_\text{rejected})\big) $$
 #
-# The network is a language model whose output layer is replaced by one vector: a number at every token, of which the last one counts. Here
+# The network is a language model whose output layer is replaced by one vector, the *head*: a number at every token, of which the last one counts. Here
 # the truth behind the labels is known: a **gold reward** written in code pays 1 for a right answer, 0.4 for owning up to not knowing, and up to
 # 0.1 for courtesy. The annotators see it through a glass: they like length, and now and then they slip.
 #
@@ -426,7 +426,7 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_r
 # %% [markdown]
 # ## Three policies, three response sets
 #
-# S4 scored the pairs of three policies, each pair written by one of them. Here are ours, on common prompts, with S4's below. (Its reward and its policies are others; only the *shape* of the table compares.)
+# S4 scored the pairs of three policies, each pair written by one of them. Here are ours (`base`; `sft_short`, tuned on few short examples; `verbose`, the long-winded one), on common prompts, with S4's below. (Its reward and its policies are others; only the *shape* of the table compares.)
 
 # %%
 if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_report"):
@@ -518,7 +518,7 @@ if ready("to_preference", "bradley_terry_loss", "pool_last_token", "preference_r
 #
 # ## Best of n: search, and what it finds
 #
-# Sample $n$ responses, keep the one that the reward model likes best: the simplest use of a reward model, and the simplest attack on it. Both rewards in units of their own spread at $n = 1$ (Gao et al. 2023, [2210.10760](https://arxiv.org/abs/2210.10760), draw
+# Sample $n$ responses, keep the one that the reward model (the *proxy* of the gold reward) likes best: the simplest use of a reward model, and the simplest attack on it. Both rewards in units of their own spread at $n = 1$ (Gao et al. 2023, [2210.10760](https://arxiv.org/abs/2210.10760), draw
 # the same curves). Where the proxy climbs and the gold reward does not follow, the search pays for the model's mistakes.
 
 # %%
@@ -629,7 +629,7 @@ answer("02-7", "c")
 #
 # ## You have finished
 #
-# Your reward model is saved as the hub's own classifier in `reward_model/` of this lesson's run folder. Lesson 03 repairs the format; 04 and 05 come back to this judge.
+# Your reward model is saved as the hub's own classifier in `reward_model/` of this lesson's run folder. Lesson 03 repairs the format; lesson 04 comes back to this judge, lesson 05 to the shipped one.
 
 # %%
 progress()

@@ -283,7 +283,7 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
 # %% [markdown]
 # ## More data, worse?
 #
-# S0 trained on 128 to 7,473 examples and got *worse* with every doubling, from 55 % to 4 %. It could be the data, the number of steps, or the targets. Its own
+# S0 trained on 128 to 7,473 examples and fell from 55 % to 4 %. It could be the data, the number of steps, or the targets. Its own
 # diagnostics pointed at answers that are never closed. Two arms, same problems, same settings, and S0's evaluation (generation stops at `</answer>`): in one all targets are complete, in the
 # other only the first targets are, and the rest lost their last tag, as if a second script had written them.
 
@@ -338,8 +338,8 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
               f"({strict[1]:.1%} to {strict[2]:.1%}), closed {closed_share:.1%}")
 
 # %% [markdown]
-# "More data, worse" was never about the amount: each further unclosed target teaches the model not to close. The same figure holds a second warning. All targets are of short problems, and with more of them
-# the lenient accuracy sinks as well: the model learns to stop after two steps. Print some full targets with their mask before every training, as in exercise 1, and ask what they do *not* show.
+# "More data, worse" was never about the amount: each further unclosed target teaches the model not to close. All targets are of short problems too: compare the lenient curves of both arms
+# before you blame anything but the missing tag. Print some full targets with their mask before every training, as in exercise 1, and ask what they do *not* show.
 #
 # ## Exercise 3: a LoRA layer
 # *Difficulty 2 of 5, importance 5 of 5, 15 minutes*
@@ -499,7 +499,7 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
                                       f"{min(needs, key=needs.get)} needs least memory"))
 
 # %% [markdown]
-# Read the intervals first: differences inside them are noise. On a model this small the embedding, which is never quantised, weighs as much as the layers; at 7 billion parameters the layers are nearly everything,
+# Read the intervals first: a difference inside them is not shown (that takes a paired test, lesson 06). On a model this small the embedding, which is never quantised, weighs as much as the layers; at 7 billion parameters the layers are nearly everything,
 # and 4 bits turn 15 GB into 4 to 6. LoRA adapters merge into plain weights; over AWQ they merge into a dequantised copy only (`helpers.models.merge_adapter`), because the sum does not fit into four bits.
 #
 # ## Exercise 5: rejection sampling
@@ -602,7 +602,7 @@ if ready("tokenize_prompt_and_response", "sft_loss", "rejection_sample"):
         "methods": methods, "sweep": sweep, "sweep_second_seed": again,
         "rejection": {"samples": drawn, "kept": len(kept), "before": means(qa_before), "after": means(qa_after)}}
     save_findings("03", findings, seeds=[0, *map(int, seeds)])
-    display(comparison_table("03", findings, ["s0.sft.128", "s2.tuned_accuracy"]))
+    display(comparison_table("03", findings, ["s0.sft.128"]))
 
 # %% [markdown]
 # **What is built in, what is found.** That the format lies dormant in the base model was put into its training text. How few examples wake it, what the sweep does with unclosed targets, and what rounding to four bits costs, you measured.
@@ -629,12 +629,12 @@ answer("03-5", "a")
 # %% [markdown]
 # ## With a GPU
 #
-# `use_profile("full")` trains Qwen2.5-7B-Instruct's smaller sister for maths, Qwen2.5-Math-1.5B, on GSM8K with the same functions; `python3 -m workbook train sft` runs S2's settings on Qwen2.5-7B-Instruct from the command line (`workbook/configs/train/sft_full.yaml`). Predict first:
+# `use_profile("full")` trains Qwen2.5-Math-1.5B on GSM8K with the same functions; `python3 -m workbook train sft` runs S2's settings on Qwen2.5-7B-Instruct from the command line (`workbook/configs/train/sft_full.yaml`). Predict first:
 # will 128 examples be enough there, too?
 #
 # ## You have finished
 #
-# Your adapter lies in `runs/03/`. Lesson 04 starts from it and asks which of two answers is better; lesson 05 lets it practise the long problems that no demonstration showed.
+# Your adapter lies in `runs/03/`. Lesson 04 starts from it and asks which of two answers is better; lesson 05 lets the shipped one of its kind practise the long problems that no demonstration showed.
 
 # %%
 progress()
@@ -735,7 +735,7 @@ display(judge_loop(mended_loop, base_path, hunting).panel)
 # ## Packing, and its trap
 #
 # Padding is wasted work; packing puts several examples into one row. Then each must not read the ones before it. Restarting `position_ids` keeps them apart in transformers, but only with `use_cache=False`
-# and no attention mask. In every other case the examples leak into each other, and nothing says so:
+# and no attention mask. With a mask of ones, with a cache, or without `position_ids` the examples leak into each other, and nothing says so:
 
 # %%
 if ready("tokenize_prompt_and_response"):

@@ -3,7 +3,7 @@
 #
 # A demonstration says "write this". A preference says less, "rather this than that", and it can be had for any response that a model writes itself. **After this
 # lesson you can** write the DPO loss and say what each term does, make preference pairs from a model's own samples, read the curves of a run (why the chosen
-# response may become *less* likely), and judge the result: you will train a model whose curves all look healthy and that is worse than its own start.
+# response may become *less* likely), and judge the result: you will train a model whose held-out accuracy and margin look better, and that is worse than its own start.
 #
 # **You need** lesson 03, or its ideas (response masks, an SFT adapter), and what a reward model is (lesson 02). **Time:** about 90 minutes.
 #
@@ -154,7 +154,7 @@ check(sequence_log_probs)
 #
 # $$ \hat r(x, y) = \beta\,\big(\log \pi(y|x) - \log \pi_\text{ref}(y|x)\big) $$
 #
-# It says how much more the policy likes a response than the reference did. Sums come in float32, or in half precision from a large model: there, numbers near -300 lie 2 apart, so convert to float32 *before* the subtraction (leave float64 as it is). Keep the gradient.
+# It says how much more the policy likes a response than the reference did. Sums come in float32, or in bfloat16 from a large model: there, numbers near -300 lie 2 apart, so convert to float32 *before* the subtraction (leave float64 as it is). Keep the gradient.
 
 # %% nbgrader={"grade": false, "grade_id": "implicit_rewards", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def implicit_rewards(policy_logps: torch.Tensor, ref_logps: torch.Tensor, beta: float = 0.1) -> torch.Tensor:
@@ -186,7 +186,7 @@ check(implicit_rewards)
 # $$ \mathcal{L} = -(1 - \varepsilon) \log \sigma(m) - \varepsilon \log \sigma(-m) $$
 #
 # Return `(losses, chosen_rewards, rejected_rewards)`, each (N,), not reduced; the two rewards are for the curves, so detach them. Where policy and reference agree, every loss is $\log 2 = 0.6931$: the first number of every run, and the first thing to look at.
-# The gradient is $-\sigma(-m)\,\beta\,\nabla(\log \pi_\text{chosen} - \log \pi_\text{rejected})$: strong where the order is wrong, and never anything but a *difference*.
+# With $\varepsilon = 0$ the gradient is $-\sigma(-m)\,\beta\,\nabla(\log \pi_\text{chosen} - \log \pi_\text{rejected})$: strong where the order is wrong, and never anything but a *difference*.
 
 # %% nbgrader={"grade": false, "grade_id": "dpo_loss", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps,
@@ -287,6 +287,7 @@ def pairs_of(first, count, seed):
     wrong = {row["prompt"]: row["generation"] for row in reversed(rows)
              if not row["metrics"]["reward"] and row["finish_reason"] == "eos" and row["generation"].strip()}
     kept = [p for p in pairs if p["prompt"] in wrong]
+    dropped = [*dropped, *["no wrong answer of the other policy"] * (len(pairs) - len(kept))]
     kept = kept if len(kept) > 1 else worked(problems)
     return kept, [p | {"rejected": wrong.get(p["prompt"], p["rejected"])} for p in kept], dropped
 
@@ -306,15 +307,16 @@ if ready("on_policy_pairs"):
     held_out, off_held_out, _ = pairs_of(FIRST + 600, sizes.held_out, profile.dpo.seed)
     print(f"{sizes.problems} problems, {sizes.samples} samples each: {len(pairs)} pairs and {len(held_out)} held-out ones. "
           f"Dropped: {', '.join(f'{why} {count}' for why, count in Counter(dropped).most_common())}.")
-    for name, text in {"chosen": pairs[0]["chosen"], "rejected, its own": pairs[0]["rejected"],
-                       "rejected, of the other policy": off_policy[0]["rejected"]}.items():
+    shown = sorted(range(len(pairs)), key=lambda k: len(off_policy[k]["rejected"]))[len(pairs) // 2]  # of middling length
+    for name, text in {"chosen": pairs[shown]["chosen"], "rejected, its own": pairs[shown]["rejected"],
+                       "rejected, of the other policy": off_policy[shown]["rejected"]}.items():
         print(f"{name}:{text}")
 
 # %% [markdown]
 # ## The run
 #
 # The policy starts where the reference stands, and your functions train it. Three curves matter: the **margin** $m$, the **accuracy** (share of pairs with $m > 0$), both on held-out pairs, and the log-probability of the chosen
-# responses. Everybody expects the last one to rise, since these are the good answers. Say what you expect on held-out pairs: `"rises"`, `"falls"`, or `"stays"` (moves less than a tenth of a nat).
+# responses. Everybody expects the last one to rise, since these are the good answers. Say what you expect on held-out pairs: `"rises"`, `"falls"`, or `"stays"` (moves less than 0.1, in natural logarithms).
 
 # %%
 predict("log-probability of the held-out chosen responses", "rises")
@@ -351,7 +353,7 @@ if ready(*NEEDED):
                 for r in run.metrics if "eval_loss" in r]
         first, beta = kept[0], run.settings.beta or 0.1
         at_start = {f"{side}_logps": first[f"{side}_logps"] - first[f"{side}_reward"] / beta for side in ("chosen", "rejected")}
-        return [{"step": 0, "margin": 0.0, "accuracy": 0.5} | at_start, *kept]  # all ties: a coin
+        return [{"step": 0, "margin": 0.0, "accuracy": 0.5} | at_start, *kept]  # all ties: drawn as a coin, though lesson 02's report counts them as wrong
 
     curve = curve_of(run)
     old, new = curve[0]["chosen_logps"], curve[-1]["chosen_logps"]
@@ -472,7 +474,7 @@ if ready(*NEEDED):
     last = {name: points[-1] for name, points in curves.items()}
     display(training_curves(curves, ["accuracy", "margin", "chosen_logps"], title=(
         "Held-out accuracy " + " against ".join(f"{point['accuracy']:.0%}" for point in last.values()) + ", margin "
-        + " against ".join(f"{point['margin']:.1f}" for point in last.values()) + ": the second run looks better")))
+        + " against ".join(f"{point['margin']:.1f}" for point in last.values()) + ": by these two the second run looks better")))
 
 # %%
 if ready(*NEEDED):
@@ -506,7 +508,7 @@ if ready(*NEEDED):
 
 # %% [markdown]
 # The curves did not lie; they answered another question. Telling a long-winded wrong answer from a short right one is easy, and what was learnt is "not like that policy", above all "shorter". The model never wrote such texts, so nothing useful changed where it does write; what
-# did change is that it now stops a step too early. S4's run won 28 % of its prompts; its report lists noisy preferences, a wrong $\beta$, too little training, and a metric that is not the objective. Any of them may be true there. Here one is *shown*: two arms share every setting but one.
+# did change is that it now stops a step too early. S4's run won 28 % of its prompts; its report lists noisy preferences, a wrong $\beta$, too little training, and a metric that is not the objective. Any of them may be true there. Here a further cause is *shown*, who wrote the rejected response: the arms share every other setting.
 #
 # Two checks before believing it. First, more problems, and length: is it the length that the judge punishes? Prompts whose two responses are equally long (to a word) are judged apart from the others. The gold reward does not look at length: where it
 # agrees on the others, what got shorter got wrong. Second, below: how much of the poison is needed? A share of the rejected responses is exchanged, nothing else.
@@ -586,9 +588,9 @@ if ready(*NEEDED):
 # %% [markdown]
 # ## Margin up, chosen down
 #
-# Back to the third example of `dpo_loss`: the loss sees a difference. Both responses share most of their tokens, so pushing the rejected one down drags the chosen one along, and the margin still grows. It is the most asked question about DPO, and it is
-# expected after SFT, as long as the samples stay good. The cure holds the chosen one up: $\mathcal{L} + c \cdot (-\log \pi(y_\text{chosen}) / |y_\text{chosen}|)$ (Pang et al. 2024, [2404.19733](https://arxiv.org/abs/2404.19733), Eq. 1), the setting `nll_coefficient`.
-# Below, the off-policy pairs, with and without it.
+# Back to the third example of `dpo_loss`: the loss sees a difference, so the chosen response may fall as long as the rejected one falls faster. Below it does so with the off-policy pairs, whose rejected texts the policy hardly ever writes; with its own samples
+# it rises. A fall alone is no alarm: judge the samples. The cure holds the chosen one up: $\mathcal{L} + c \cdot (-\log \pi(y_\text{chosen}) / |y_\text{chosen}|)$ (Pang et al. 2024, [2404.19733](https://arxiv.org/abs/2404.19733), Eq. 1), the setting `nll_coefficient`.
+# Below, the off-policy pairs, with and without it, beside the on-policy ones.
 
 # %%
 if ready(*NEEDED):
@@ -687,7 +689,7 @@ check(simpo_loss)
 # ## All methods, one budget
 #
 # The same pairs, the same start, the same number of steps; each loss with settings of its own (the profile holds them). KTO sees the two responses of a pair as a good and a bad one. Publications differ in the order of the methods (S1's table is below ours): read the intervals.
-# The last table is S3's reading list with the place of each method in this course. Two remarks that circulate are wrong: KTO has no KL *constraint* (a KL estimate is its reference point), and ORPO is not *online* (one offline stage: SFT and an odds ratio).
+# The last table is S3's reading list with the place of each method in this course. S3 dated GRPO 2017/07 by mistake.
 
 # %%
 def run_method(name):
@@ -727,13 +729,14 @@ if ready(*NEEDED, "simpo_loss"):
         "beta_sweep": {f"{beta:g}": found for beta, found in swept.items()}, "methods": methods,
         "at_large": large, "second_seed": again, "pairs": len(pairs), "held_out_accuracy": {"on-policy": curve[-1]["accuracy"], "off-policy": curve_of(off_run)[-1]["accuracy"]}}
     save_findings("04", findings, seeds=[profile.dpo.seed])
-    display(comparison_table("04", findings))
+    ours = [f"s4.dpo.{name}" for name, figure in published_group("s4.dpo").items() if figure.finding]
+    display(comparison_table("04", findings, ours))
     s0 = published_group("s0.dpo")
     print(f"S0, accuracy on validation pairs: {s0['accuracy_before'].value:.0%} -> {s0['accuracy_after'].value:.0%}; "
           f"here, on held-out pairs after training: {curve[-1]['accuracy']:.0%}")
 
 # %% [markdown]
-# **What is built in, what is found.** The long-winded policy was put into the world on purpose, and so was the habit of the start to stop a step too early. That DPO on its own samples cures the habit, and that clearer pairs make it worse while every curve improves, you measured.
+# **What is built in, what is found.** The long-winded policy was put into the world on purpose, and so was the habit of the start to stop a step too early. That DPO on its own samples cures the habit, and that clearer pairs make it worse while accuracy and margin improve, you measured.
 #
 # **Inspect** in the case table: a prompt that the off-policy run made wrong. Which step is missing?
 #
@@ -768,7 +771,7 @@ answer("04-9", "a")
 #
 # ## You have finished
 #
-# Your DPO adapter lies in the run folder, under `dpo/`. Lesson 05 starts from the same SFT model and lets it sample *while* it trains.
+# Your DPO adapter lies in the run folder, under `dpo/`. Lesson 05 starts from the shipped SFT adapter and lets it sample *while* it trains.
 
 # %%
 progress()

@@ -437,7 +437,7 @@ if ready(*FOUR):
 # %% [markdown]
 # S2 expected its two numbers of a 7B model on GSM8K, by chain of thought; here stands the same quantity for the model of your profile.
 #
-# **What is built in, what is found.** Every form of prompt stands in the model's training text, the direct answer as often as the judge's verdict; that it is small and thinks in tokens only was our choice. How much examples, votes and search add, what they cost, and which of it survives tuning, you measured.
+# **What is built in, what is found.** Every form of prompt, and the judge's verdict, was put into the model's training text. How much examples, votes and search add, what they cost, and which of it survives tuning, you measured.
 #
 # **Inspect**: a problem that only the direct answer solves; a majority of five that is wrong; the tree's best solution where its score is lowest.
 #

@@ -65,7 +65,7 @@ profile = use_profile("tiny")
 # %% [markdown]
 # ## Ten seconds: the task, and a base model in four bits
 #
-# Five passages, a question, and an answer that stands in the passages or does not. **SubEM** asks whether any gold answer is a substring of the response; **F1** compares the words and charges for each needless one.
+# Five passages, a question, and an answer that stands in the passages or does not. SubEM and F1 are those of lesson 01: only F1 charges for needless words.
 
 # %%
 sizes = profile.sizes.qa
@@ -349,7 +349,7 @@ if ready(*CORE):
     display(method_table(table, title=f"A response of the base has {found['base']['words']:.1f} words, one of {best['F1']} {found[best['F1']]['words']:.1f}"))
 
 # %% [markdown]
-# Both scores are means over the same questions, so your paired bootstrap tells them from the base. Read the words beside them: SubEM does not charge for length, F1 does. A method that only learns to be *brief* gains F1 without knowing anything new, and whoever recites two candidates gains SubEM.
+# Both scores are means over the same questions, so your paired bootstrap tells them from the base. Read the words beside them. A method that only learns to be *brief* gains F1 without knowing anything new, and whoever recites two candidates gains SubEM.
 
 # %%
 if ready(*CORE):
@@ -368,7 +368,7 @@ if ready(*CORE):
     display(observed("SubEM after GRPO on F1", "falls" if high < 0 else "rises" if low > 0 else "stays"))
 
 # %% [markdown]
-# A table always has a winner; whether it has a *difference* the interval says. On the tiny model all five teach the same thing first: answer in a word. Which of them also reads better would take more steps, and far more questions, than this budget has.
+# A table always has a winner; whether it has a *difference* the interval says. On the tiny model all five shorten the answers, by unequal amounts (the column of words). Which of them also reads better would take more steps, and far more questions, than this budget has.
 #
 # One seed is one throw: other LoRA values, another order, other samples. Further seeds of every method (recorded at depth short) beside yours:
 
@@ -413,7 +413,7 @@ for score, values in cells.items():
     print(f"S1's seven GRPO settings, best minus worst {score}: {100 * gap:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})", "- within noise" if low <= 0 else "- not noise")
 
 # %% [markdown]
-# The widest spread of seven numbers is larger than that of two even where nothing differs, so a "within noise" stands all the more, and a "not noise" deserves a second seed. S1's tuning for SubEM had nothing to tune; what its prompt and its number of samples moved is F1.
+# The widest spread of seven numbers is larger than that of two even where nothing differs, so a "within noise" stands all the more, and a "not noise" deserves a second seed. S1's tuning for SubEM shows no difference beyond noise; what its prompt and its beta moved is F1.
 #
 # ## Reasoned answers: a teacher, a filter, a student
 #
@@ -494,7 +494,7 @@ if ready(*CORE):
     display(observed("SubEM of the student against the base that reasons", "falls" if cot_gap["SubEM"][2] < 0 else "rises" if cot_gap["SubEM"][1] > 0 else "stays"))
 
 # %% [markdown]
-# Was the filter to blame? An answer with F1 of 0.9 that does *not* hold the gold must miss a word of it. The shortest gold for which that is possible:
+# Was the filter to blame? An answer with F1 of 0.9 that does *not* hold the gold must miss a word of it, reorder its words, or (in a gold of five words or more) slip another one in between. The shortest gold for the first:
 
 # %%
 def best_f1_without_a_word(length):
@@ -506,7 +506,7 @@ longest = max(len(normalize_answer(gold).split()) for row in train_raw for gold 
 print(f"a gold of {needed} words; the longest here has {longest}, and Natural Questions' short answers have five tokens at most")
 
 # %% [markdown]
-# So with short golds the two filters keep the same answers (but for exchanged words), and S1's explanation cannot be the reason for its fall, which lies within noise anyway (above). A filter does select: easy questions, and answers as brief as the gold.
+# So with short golds the two filters keep the same answers (but for reordered words, or one slipped into a gold of five), and S1's explanation is unlikely to be the reason for its fall, which lies within noise anyway (above). A filter does select: easy questions, and answers as brief as the gold.
 #
 # ## Findings
 

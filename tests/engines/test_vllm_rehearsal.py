@@ -1,4 +1,4 @@
-"""Lesson 05 on the full profile, rehearsed on miniatures with vLLM as the sampler.
+"""Lessons 05 and 06 on the full profile, rehearsed on miniatures with vLLM as the sampler.
 
 Run by `python3 -m workbook test --engines`, in an environment of its own.
 """
@@ -17,16 +17,27 @@ pytest.importorskip("vllm", reason="vLLM is not in this environment")
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_cell_of_lesson_05_runs_through_vllm(tmp_path):
-    environ = {**os.environ, "WORKBOOK_RUNS": str(tmp_path)}
-    command = [sys.executable, "-m", "workbook", "run", "05", "--profile", "full", "--rehearse"]
+def rehearsed(lesson: str, runs: Path) -> dict:
+    """The findings of a lesson on the full profile, whose engine is vLLM."""
+    environ = {**os.environ, "WORKBOOK_RUNS": str(runs)}
+    command = [sys.executable, "-m", "workbook", "run", lesson, "--profile", "full", "--rehearse"]
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True,
                           timeout=1500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "vLLM is not installed" not in done.stdout
-    (found,) = tmp_path.glob("rehearsal/05/*/findings.json")
-    assert json.loads(found.read_text(encoding="utf-8"))["profile"] == "full"
+    (found,) = runs.glob(f"rehearsal/{lesson}/*/findings.json")
+    return json.loads(found.read_text(encoding="utf-8"))
+
+
+def test_every_cell_of_lesson_05_runs_through_vllm(tmp_path):
+    assert rehearsed("05", tmp_path)["profile"] == "full"
     settings = [json.loads(path.read_text(encoding="utf-8"))["settings"]
                 for path in tmp_path.glob("rehearsal/05/**/settings.json")]
     # Only a sampler with an arithmetic of its own is corrected for.
     assert settings and all(s["importance_cap"] == 2.0 for s in settings if "importance_cap" in s)
+
+
+def test_every_cell_of_lesson_06_runs_through_vllm(tmp_path):
+    found = rehearsed("06", tmp_path)
+    assert found["profile"] == "full"
+    assert set(found["strategies"]["tree_of_thought"]) == {"base", "tuned"}
