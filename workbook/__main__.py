@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 130
-    settings = process.process_settings(os.environ)
+    settings = process.process_settings(os.environ, command=arguments[0])
     if python != sys.executable or settings:
         # Thread and allocator settings are read once, when a process starts.
         return process.restart(python, ["-m", "workbook", *arguments], {**os.environ, **settings})

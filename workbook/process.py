@@ -13,16 +13,19 @@ from pathlib import Path
 from workbook.setup import ROOT
 
 MEGABYTE = 2**20
+# Commands beside which nobody works in a browser on the same cores.
+UNATTENDED = ("run", "build", "train", "eval")
 
 
-def process_settings(environ) -> dict[str, str]:
+def process_settings(environ, command: str = "") -> dict[str, str]:
     """The environment variables that a process of the course lacks; {} when all are there.
 
     What the user has set stays. glibc returns large blocks to the system at once, and the page
     faults of taking them back cost up to half of a CPU training step: hence the two thresholds.
     """
     settings = {
-        "OMP_WAIT_POLICY": "passive",  # spinning at a barrier is 25x slower on a busy core
+        # A thread that spins while it waits for the others is up to 25 times slower on a busy core.
+        "OMP_WAIT_POLICY": "passive",
         "MALLOC_MMAP_THRESHOLD_": str(256 * MEGABYTE),
         "MALLOC_TRIM_THRESHOLD_": str(1024 * MEGABYTE),
         "TOKENIZERS_PARALLELISM": "false",  # checks fork the kernel
@@ -31,7 +34,12 @@ def process_settings(environ) -> dict[str, str]:
     }
     settings = {name: value for name, value in settings.items() if name not in environ}
     if "OMP_NUM_THREADS" not in environ:
-        settings["OMP_NUM_THREADS"] = str(free_cores())
+        threads = free_cores()
+        settings["OMP_NUM_THREADS"] = str(threads)
+        if threads > 1 and command in UNATTENDED and "GOMP_SPINCOUNT" not in environ:
+            # On idle cores two threads need a short spin to be faster than one at all
+            # (tests/benchmarks/thread_waiting.py).
+            settings["GOMP_SPINCOUNT"] = "10000"
     folders = environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(ROOT) not in folders:  # notebooks run in work/ and import helpers and workbook
         settings["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, folders)])

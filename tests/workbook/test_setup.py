@@ -419,6 +419,18 @@ def test_settings_keep_what_the_user_set():
     assert process.process_settings({**chosen, **settings}) == {}  # so the restart happens once
 
 
+def test_threads_spin_where_nobody_works_beside_them(monkeypatch):
+    monkeypatch.setattr(process, "free_cores", lambda: 2)
+    for command in process.UNATTENDED:
+        settings = process.process_settings({}, command)
+        assert settings["OMP_NUM_THREADS"] == "2" and int(settings["GOMP_SPINCOUNT"]) > 0
+        assert process.process_settings(settings, command) == {}
+    assert "GOMP_SPINCOUNT" not in process.process_settings({}, "lab")
+    assert "GOMP_SPINCOUNT" not in process.process_settings({"OMP_NUM_THREADS": "2"}, "run")
+    monkeypatch.setattr(process, "free_cores", lambda: 1)
+    assert "GOMP_SPINCOUNT" not in process.process_settings({}, "run")
+
+
 def test_free_cores_are_those_that_idle(monkeypatch):
     assert 1 <= process.free_cores(0.05) <= min(8, os.cpu_count())
     monkeypatch.setattr(process, "idle_ticks", lambda: 0)  # every core was busy meanwhile
