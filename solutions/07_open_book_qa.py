@@ -521,7 +521,8 @@ if ready(*CORE):
         "negatives": len(pairs), "dropped": dict(dropped), "published_n": TOTAL, "published_within_noise": noise}
     save_findings("07", findings, seeds=[0, *map(int, seeds)])
     display(comparison_table("07", findings))
-    print("the published sample:", f"{published('s1.rejection.kept').value:,.0f}", "reasoned answers, of Qwen3-Max")
+    reasoned = published("s1.rejection.kept").value
+    print(f"the published sample: {reasoned:,.0f} reasoned answers, of Qwen3-Max")
 
 # %% [markdown]
 # **What is built in, what is found.** That some answers of the base are whole sentences was put into its training text. What each method makes of it, and at which price in SubEM, you measured; so you did S1's number of questions.
