@@ -176,7 +176,7 @@ class VLLMEngine:
         ]
         numbers = [(first + i, j) for i in range(len(prompt_ids)) for j in range(n)]
         parameters = [
-            self._parameters(sampling, rules, row.budget, number)
+            self._parameters(sampling, rules, row, number)
             for row, number in zip(rows, numbers, strict=True)
         ]
         inputs = [{"prompt_token_ids": row.completion.prompt_token_ids} for row in rows]
@@ -188,20 +188,24 @@ class VLLMEngine:
             _fill(row, output.outputs[0], rules)
         return [row.completion for row in rows]
 
-    def _parameters(self, sampling: SamplingSettings, rules: StopRules, budget: int, number):
+    def _parameters(self, sampling: SamplingSettings, rules: StopRules, row: Row, number):
+        # Behind a prompt that ends within a character (decoded: U+FFFD), vLLM takes the prompt's
+        # own text for new text and stops at what stands there. `_fill` cuts at the right place.
+        ending = rules.decode(row.completion.prompt_token_ids[-8:])
+        stops = [] if ending.endswith("\ufffd") else list(sampling.stop_strings)
         seed = np.random.SeedSequence((sampling.seed, *number)).generate_state(1, np.uint64)[0]
         return self._vllm.SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             seed=None if sampling.temperature == 0 else int(seed >> np.uint64(1)),
-            max_tokens=budget,
-            stop=list(sampling.stop_strings),
+            max_tokens=row.budget,
+            stop=stops,
             stop_token_ids=sorted(rules.eos_token_ids),
             ignore_eos=True,  # the ids above are all of them
             include_stop_str_in_output=True,
             skip_special_tokens=False,
-            detokenize=bool(sampling.stop_strings),
+            detokenize=bool(stops),
             logprobs=0,  # of the sampled token alone
         )
 

@@ -27,7 +27,9 @@ def extras_of(arguments: list[str]) -> list[str]:
     """The optional packages that a command needs: those of the tests, those of the demo's page."""
     if arguments[0] == "demo" and "--web" in arguments and not {"-h", "--help"} & {*arguments}:
         return ["demo"]
-    return ["test"] if arguments[0] == "test" else []
+    if arguments[0] != "test":
+        return []
+    return ["test", "demo"] if "--all" in arguments else ["test"]
 
 
 def main(arguments: list[str]) -> int:

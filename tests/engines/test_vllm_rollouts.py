@@ -137,6 +137,15 @@ def test_completions_end_where_transformers_ends_them():
     assert {c.finish_reason for c in theirs} <= {"eos", "length"}
 
 
+def test_a_prompt_that_ends_within_a_character_is_not_taken_for_new_text():
+    model, tokenizer = load()
+    prompts = [QUESTIONS[0] + ". A line.\n 7 pages \ufffd", QUESTIONS[1]]
+    stops = (". ", "\n", "pages")
+    sampling = SamplingSettings(temperature=0, max_new_tokens=24, stop_strings=stops)
+    ours, theirs = both(model, tokenizer, sampling, prompts=prompts)
+    assert_equal(ours, theirs)
+
+
 def test_a_prompt_near_the_window_is_cut_and_flagged():
     model, tokenizer = load()
     window = model.config.max_position_embeddings

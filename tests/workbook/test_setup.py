@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from workbook import process, setup
+from workbook.__main__ import extras_of
 
 STDLIB_MODULES = ["__init__.py", "__main__.py", "setup.py", "process.py"]
 # A stand-in for the command line: it says which process `__main__` handed over to.
@@ -138,6 +139,15 @@ def test_only_the_tests_install_the_test_packages(course, wheels):
     assert found == ["torch", "tiny", "tiny_test"]
     assert workbook(course, "lab", env=environment(None)).stderr == ""
     assert workbook(course, "test", env=environment(None)).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extras"),
+    [("lab", []), ("test", ["test"]), ("test --all", ["test", "demo"]), ("demo --cli", []),
+     ("demo --web", ["demo"]), ("demo --web --help", [])],
+)  # fmt: skip
+def test_extras_are_those_that_the_command_needs(arguments, extras):
+    assert extras_of(arguments.split()) == extras
 
 
 def test_new_pin_or_torn_stamp_is_installed_again(course, wheels):
