@@ -4,36 +4,50 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
+from typing import TextIO
 
-from workbook.engines import run_engine_tests
-from workbook.setup import ROOT, SetupError
+from workbook.setup import ROOT
 
 ASSETS = ROOT / "workbook" / "assets"
+REHEARSAL = ["workbook", "run", "all", "--rehearse", "--profile"]
+# What CI checks one after another, on one core; pytest runs beside it on the other.
+STEPS = {
+    "style": ["ruff", "check", "."],
+    "build --check": ["workbook", "build", "--check"],
+    "run all": ["workbook", "run", "all"],
+    "rehearse small": [*REHEARSAL, "small"],
+    "rehearse full": [*REHEARSAL, "full"],
+    "engines": ["workbook", "test", "--engines"],
+}
 
 
 def run_tests(everything: bool = False) -> int:
     """Run the suite; with `everything` all that CI checks and the engines too. 0: all green.
 
-    pytest comes last, so that its summary ends the output; what failed before it is repeated there.
+    With `everything` pytest runs beside the other steps and prints when they have ended: so its
+    summary ends the output, and below it stand the names of the steps that failed.
     """
-    steps = {}
-    if everything:
-        steps["style"] = ["ruff", "check", "."]
-        steps["build --check"] = ["workbook", "build", "--check"]
-        steps["run all"] = ["workbook", "run", "all"]
-        for profile in ("small", "full"):
-            step = ["workbook", "run", "all", "--profile", profile, "--rehearse"]
-            steps[f"rehearse {profile}"] = step
+    if not everything:
+        return start("pytest", pytest_step(everything)).wait()
     shipped = shipped_files()
-    failed = [name for name, step in steps.items() if run_module(name, step)]
+    print("pytest runs beside what follows, and prints at the end.", flush=True)
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        suite = start("pytest", pytest_step(everything), output)
+        failed = [name for name, step in STEPS.items() if start(name, step).wait()]
+        status = suite.wait()
+        output.seek(0)
+        print(output.read(), flush=True)
     if shipped_files() != shipped:
-        failed.append("a run changed what ships in workbook/assets")
-    if everything and not engines_in_order():
-        failed.append("engines")
-    status = run_module("pytest", ["pytest", "-q", "-m", marks(everything)])
+        failed.append("a run or a test changed what ships in workbook/assets")
     if failed:
-        print("Failed before the tests: " + ", ".join(failed), file=sys.stderr)
+        print("Failed beside the tests: " + ", ".join(failed), file=sys.stderr)
     return status or int(bool(failed))
+
+
+def pytest_step(everything: bool) -> list[str]:
+    """The arguments of pytest."""
+    return ["pytest", "-q", "-m", marks(everything)]
 
 
 def marks(everything: bool) -> str:
@@ -48,20 +62,12 @@ def shipped_files() -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def engines_in_order() -> bool:
-    """Whether the tests of the second environment are green; where it cannot be made: no."""
-    try:
-        return run_engine_tests() == 0
-    except SetupError as error:
-        print(error, file=sys.stderr)
-        return False
-
-
-def run_module(title: str, arguments: list[str]) -> int:
-    """Run `python -m ...` in the course's folder and return its exit status.
+def start(title: str, arguments: list[str], output: TextIO | None = None) -> subprocess.Popen:
+    """Start `python -m ...` in the course's folder; what it says goes to `output` or the screen.
 
     One thread: two that share busy cores make a tiny model 25 times slower.
     """
-    print(f"== {title}", flush=True)
+    print(f"== {title}", file=output, flush=True)
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environ).returncode
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=output, stderr=output)

