@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from helpers.plotting import GREY, PALETTE, WIDTH, _finish, _percent, _plain, colours
 
 SHARES = ("reward_mean", "format_rate", "accuracy", "truncated", "clip_fraction",
           "groups_with_signal")
+SEED_STYLES = ("-", "--", ":")  # of the lines of one name, a seed each
 SMALL = 0.15  # of a panel: a share that never gets above it has a scale of its own
 
 
@@ -147,8 +148,10 @@ def over_optimisation(
 ) -> Figure:
     """Proxy, gold reward and accuracy against the distance from the start, one panel each.
 
-    runs: name -> one run a seed: its records with `kl` and the keys, a step each (Gao et al. 2023,
-    Figure 1). Lines are means of up to five steps; a dot ends each, a star marks its `peak`.
+    runs: name -> one run a seed: its records with `kl` and the keys, a step each. The axis is that
+    of Gao et al. 2023 (arXiv 2210.10760, Figure 1): the square root of the KL, which grows about
+    evenly with the steps. Lines are means of up to five steps; a dot ends each, a star marks its
+    `peak`.
     """
     figure, panels = plt.subplots(1, len(keys), figsize=(WIDTH, 3.2), squeeze=False)
     shade = colours(list(runs))
@@ -157,14 +160,17 @@ def over_optimisation(
             for number, records in enumerate(seeds):
                 kl, value = (_smooth([record[k] for record in records]) for k in ("kl", key))
                 label = name if number == 0 else None
-                axes.plot(kl, value, color=shade[name], lw=1.6, ls=("-", "--")[number % 2],
-                          label=label)
+                axes.plot(kl, value, color=shade[name], lw=1.6, label=label,
+                          ls=SEED_STYLES[number % len(SEED_STYLES)])
                 axes.scatter(kl[-1:], value[-1:], color=shade[name], s=24, zorder=3)
                 if key == peak:
                     axes.scatter(kl[value.argmax()], value.max(), color=shade[name], s=110,
                                  marker="*", edgecolor="black", lw=0.6, zorder=4)
         axes.set_title(f"{key} (star: its peak)" if key == peak else key, fontsize=10)
-        axes.set_xlabel("KL from the start (nats a token)", fontsize=9)
+        axes.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlabel("KL a token, root scale (nats)", fontsize=9)
         _plain(axes)
     return _finish(figure, panels[0, 0], title)
 
@@ -184,7 +190,7 @@ def by_tokens(
     for name, seeds in runs.items():
         for number, points in enumerate(seeds):
             axes.plot([tokens / 1000 for tokens in points], list(points.values()), marker="o",
-                      ms=4, color=shade[name], ls=("-", "--")[number % 2],
+                      ms=4, color=shade[name], ls=SEED_STYLES[number % len(SEED_STYLES)],
                       label=name if number == 0 else None)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("thousand generated tokens")

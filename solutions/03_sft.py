@@ -499,7 +499,7 @@ if ready("tokenize_prompt_and_response", "sft_loss"):
                                       f"{min(needs, key=needs.get)} needs least memory"))
 
 # %% [markdown]
-# Read the intervals first: a difference inside them is not shown (that takes a paired test, lesson 06). On a model this small the embedding, which is never quantised, weighs as much as the layers; at 7 billion parameters the layers are nearly everything,
+# Read the intervals first: a difference inside them is not shown (that takes a paired test, lesson 06). Nor is an equal rate an equal model: in the recorded run LoRA, NF4 and AWQ are right equally often, and any two of them disagree on four of the 256 problems. On a model this small the embedding, which is never quantised, weighs as much as the layers; at 7 billion parameters the layers are nearly everything,
 # and 4 bits turn 15 GB into 4 to 6. LoRA adapters merge into plain weights; over AWQ they merge into a dequantised copy only (`helpers.models.merge_adapter`), because the sum does not fit into four bits.
 #
 # ## Exercise 5: rejection sampling

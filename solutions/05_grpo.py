@@ -532,7 +532,7 @@ if ready(*CORE):
 # ## The same loop on a learned reward
 #
 # Now the reward is lesson 02's reward model: it has seen a few hundred noisy labels of annotators who like length. The **gold reward** in code is measured beside it and never trained on. Best-of-16 in lesson 02 searched among 16 samples; this loop searches
-# with gradients. The distance from the start is the KL, here a token and not a response (Gao et al. 2023, [2210.10760](https://arxiv.org/abs/2210.10760)).
+# with gradients, and from the base model, of whose samples about half are right: there is something to win, too. The distance from the start is the KL, here a token and not a response (Gao et al. 2023, [2210.10760](https://arxiv.org/abs/2210.10760)).
 
 # %%
 predict("gold reward at the end of the run with beta = 0, against its own peak", "falls")
@@ -568,37 +568,41 @@ if ready(*CORE):
     def over_optimise():
         learned = LearnedReward(from_model(*judge()))
         kept = {"kl": "kl", "proxy": "reward_mean", "gold": "gold", "accuracy": "accuracy", "length": "length"}
-        return {f"{beta:g}": {seed: [{name: record[key] for name, key in kept.items()} for record in trained(
-                    sizes.reward_steps, seed, reward=learned, beta=beta, measure_kl=True, lr=profile.grpo.reward_lr,
-                    max_new_tokens=profile.grpo.reward_tokens, problems=1)[0]] for seed in sizes.seeds}
-                for beta in (0.0, profile.grpo.beta)}
+
+        def chase(beta, seed):
+            records, _ = trained(sizes.reward_steps, seed, new_policy(None)[0], reward=learned, beta=beta, measure_kl=True,
+                                 lr=profile.grpo.reward_lr, prompts_per_step=sizes.prompts,
+                                 max_new_tokens=profile.grpo.reward_tokens, problems=1)
+            return [{name: record[key] for name, key in kept.items()} for record in records]
+
+        return {f"{beta:g}": {seed: chase(beta, seed) for seed in sizes.reward_seeds} for beta in (0.0, profile.grpo.beta)}
 
     chased = recorded_or_live("reward_model", over_optimise)
     by_beta = {f"beta = {beta}": list(seeds.values()) for beta, seeds in chased.items()}
 
 # %%
-def peak_and_end(records, key="gold", width=5):
-    """The best mean over `width` steps in a row, and the mean of the last ones."""
+def start_peak_end(records, key="gold", width=5):
+    """Means over `width` steps in a row: of the first, the best and the last ones."""
     values = [record[key] for record in records]
-    means = [np.mean(values[max(0, k + 1 - width) : k + 1]) for k in range(len(values))]
-    return max(means[min(width, len(means)) - 1 :]), means[-1]
+    means = [np.mean(values[k : k + width]) for k in range(max(1, len(values) - width + 1))]
+    return means[0], max(means), means[-1]
 
 if ready(*CORE):
-    ends = {name: np.mean([peak_and_end(records) for records in seeds], axis=0) for name, seeds in by_beta.items()}
-    said = "; ".join(f"{name}: gold peaks at {top:.2f} and ends at {end:.2f}" for name, (top, end) in ends.items())
-    display(over_optimisation(by_beta, title=f"{said} (mean of {len(sizes.seeds)} seeds)"))
-    top, end = next(iter(ends.values()))
-    display(observed("gold reward at the end of the run with beta = 0, against its own peak", "falls" if end < top - 0.02 else "stays"))
+    gold = {name: np.mean([start_peak_end(records) for records in seeds], axis=0) for name, seeds in by_beta.items()}
+    said = "; ".join(f"{name}: gold {first:.2f}, at its best {top:.2f}, at the end {end:.2f}" for name, (first, top, end) in gold.items())
+    display(over_optimisation(by_beta, title=f"{said} (mean of {len(sizes.reward_seeds)} seeds)"))
+    _, top, end = next(iter(gold.values()))
+    display(observed("gold reward at the end of the run with beta = 0, against its own peak", "falls" if end < top - 0.1 else "stays"))
     for beta, seeds in chased.items():
         for seed, records in seeds.items():
-            first, last = ({key: np.mean([record[key] for record in part]) for key in ("length", "kl", "proxy", "gold", "accuracy")}
-                           for part in (records[:5], records[-5:]))  # single steps are noisy
-            print(f"beta {beta}, seed {seed}: {first['length']:.0f} -> {last['length']:.0f} tokens, KL {last['kl']:.3f}, "
-                  f"proxy {first['proxy']:+.2f} -> {last['proxy']:+.2f}, gold {first['gold']:.2f} -> {last['gold']:.2f}, "
-                  f"right {first['accuracy']:.0%} -> {last['accuracy']:.0%}")
+            print(f"beta {beta}, seed {seed}, first / best / last five steps:", ", ".join(
+                f"{key} " + " / ".join(f"{value:.{places}f}" for value in start_peak_end(records, key))
+                for key, places in (("gold", 2), ("accuracy", 2), ("proxy", 2), ("length", 0), ("kl", 3))))
 
 # %% [markdown]
-# A peak is the highest of several noisy means (a few prompts a step), so it stands above the end even where nothing falls: compare the two falls, and where the curves end. The penalty does not make the reward model better. It keeps the policy where the reward model knows something. How large it must be nobody knows beforehand: the beta of this profile was chosen by hand after a look at seed 0, so that only the other seed is a fair test of it.
+# At first both rewards rise: the reward model has learnt something true, and the policy takes it. Then the proxy goes on and the gold reward falls below where it began: what is left to win is what the reward model does not know. Without a penalty the strict accuracy comes and goes too, though nobody asked for the format.
+#
+# A peak is the highest of several noisy means (on the tiny profile five steps are 80 problems, so ±0.1), and stands a little above the end even where nothing falls: compare the two falls. The penalty does not make the reward model better. It keeps the policy where the reward model knows something. How large it must be nobody knows beforehand: learning rate and beta of this profile were chosen after a look at seed 0, so that the other seeds are the fair test.
 #
 # ## Findings
 
@@ -696,6 +700,12 @@ def reference_run(steps, seed=0, **changes):
     run = train_grpo(new_policy()[0], train_tasks, settings, tokenizer=tokenizer, eval_data=held_out[: sizes.watched], engine=profile.engine.name)
     return {"accuracy": run.metrics[-1]["eval_accuracy"], "length": run.metrics[-1]["length"], "grad norm": float(np.mean([r["grad_norm"] for r in run.metrics])), "problems": sizes.watched}
 
+def as_row(seeds):
+    """A line of a table: the accuracy of each seed, and means of what is no share."""
+    means = {key: np.mean([found[key] for found in seeds.values()]) for key in ("length", "grad norm")}
+    return {**{f"accuracy, seed {seed}": found["accuracy"] for seed, found in seeds.items()},
+            "tokens": f"{means['length']:.0f}", "norm of the gradient": f"{means['grad norm']:.3f}"}
+
 def if_recorded(name, run):
     """What takes very long: from the record, or run at depths full and smoke; None where neither is."""
     if profile.depth == "short" and name not in read_recorded("05").get("parts", {}):
@@ -706,21 +716,23 @@ def if_recorded(name, run):
 # %%
 if ready(*CORE):
     relatives = if_recorded("relatives", lambda: {
-        name: reference_run(sizes.further_steps, **changes) for name, changes in {"GRPO": {}, **RELATIVES}.items()})
+        name: {seed: reference_run(sizes.further_steps, seed, **changes) for seed in sizes.seeds}
+        for name, changes in {"GRPO": {}, **RELATIVES}.items()})
     if relatives:
-        best = max(relatives, key=lambda name: relatives[name]["accuracy"])
-        display(method_table(relatives, title=f"After {sizes.further_steps} steps on one seed {best} is ahead; the interval of one rate is ±{100 * 1.96 * math.sqrt(0.2 / relatives[best]['problems']):.0f} points"))
+        width = 196 * math.sqrt(0.16 / next(iter(relatives["GRPO"].values()))["problems"])
+        display(method_table({name: as_row(seeds) for name, seeds in relatives.items()}, title=(
+            f"Held-out accuracy after {sizes.further_steps} steps; the interval of one rate near 80 % is ±{width:.0f} points")))
 
 # %% [markdown]
 # ### PPO: a second network in place of the siblings
 # PPO learns what a response was going to be worth: a *value head* on the policy's last hidden state, trained beside it, and generalised advantage estimation (Schulman et al. 2015, [1506.02438](https://arxiv.org/abs/1506.02438)) make an advantage of every token. At the start the head
-# knows nothing. Same start, problems, learning rate and samples as the GRPO of the ablations; PPO takes its usual two passes in two parts over each batch: four updates where GRPO takes one, which helps at first and may go too far later. What counts is what one pays for: generated tokens.
+# knows nothing. Same start, problems, learning rate and samples as the GRPO of the ablations; PPO takes its usual two passes in two parts over each batch: four updates where GRPO takes one, on advantages of a head that is still learning: the two seeds part. What counts is what one pays for: generated tokens.
 
 # %%
 if ready(*CORE):
     def beside_grpo():
         found = {}
-        for seed in sizes.seeds[:1]:  # PPO scores and trains every sample four times: the slowest run of this lesson
+        for seed in sizes.seeds:
             settings = settings_for(sizes.recorded_steps, PPOSettings, seed=seed, eval_every=sizes.every, prompts_per_step=sizes.few_prompts)
             run = train_ppo(new_policy()[0], train_tasks, settings, tokenizer=tokenizer, reward_fn=reward_fn,
                             eval_data=held_out[: sizes.watched], engine=profile.engine.name)
@@ -734,7 +746,7 @@ if ready(*CORE):
         last = {name: np.mean([list(points.values())[-1] for points in seeds]) for name, seeds in reached.items()}
         explained = np.mean([found["explained"][-1] for found in ppo.values()])
         display(by_tokens(reached, title=(
-            f"At as many tokens GRPO ends at {last['GRPO']:.0%} and PPO, one seed, at {last['PPO']:.0%}; at its end the head explains {max(explained, 0):.0%} of the returns' variance")))
+            f"At as many tokens GRPO ends at {last['GRPO']:.0%} and PPO at {last['PPO']:.0%} ({len(ppo)} seeds); at its end the head explains {max(explained, 0):.0%} of the returns' variance")))
 
 # %% [markdown]
 # ### The same tokens, spent in four ways
@@ -799,11 +811,11 @@ if ready(*CORE):
 # %%
 if ready(*CORE):
     ladder = if_recorded("ladder", lambda: {
-        f"{lr:g}": reference_run(sizes.further_steps, lr=lr) for lr in sizes.ladder})
+        f"{lr:g}": {sizes.seeds[0]: reference_run(sizes.further_steps, sizes.seeds[0], lr=lr)} for lr in sizes.ladder})
     if ladder:
         marks = {key.rpartition("_")[2]: published_group(key)["final"].value
                  for key in ("s0.grpo.lr_1e-6", "s0.grpo.lr_5e-5", "s0.grpo.lr_1e-4")}
-        display(method_table(ladder, title=f"Accuracy by learning rate here; S0's final ones: {', '.join(f'{lr}: {value:.0%}' for lr, value in marks.items())}"))
+        display(method_table({lr: as_row(seeds) for lr, seeds in ladder.items()}, title=f"Accuracy by learning rate here; S0's final ones: {', '.join(f'{lr}: {value:.0%}' for lr, value in marks.items())}"))
 
 # %% [markdown]
 # ### The verifier, exploited and fixed

@@ -159,6 +159,7 @@ class GRPOSizes(_Section):
     ablation_steps: Count  # of the two that run live
     recorded_steps: Count  # of those that are recorded
     reward_steps: Count  # against the learned reward
+    reward_seeds: list[Annotated[int, Field(ge=0)]]  # of those runs
     further_steps: Count  # of the relatives and the learning rates
     hole_steps: Count  # against a grader that can be fooled
     hole_prompts: Count  # a step of that run

@@ -1,7 +1,8 @@
 """Conversations: the chat formats read into turns, and turns written as text by a named template.
 
 `turns` is a conversation up to the answer: [{"role": "user", "content": ...}, ...], the last one
-the user's.
+the user's. Only in transcripts of HH-RLHF the assistant may speak twice in a row: where the person
+sent nothing.
 """
 
 import re
@@ -21,6 +22,7 @@ from helpers.data.fields import (
 
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names of the roles
 RESPONSES = ("response", "chosen", "rejected", "completion")
+NO_USER = "no user's turn stands before the answer"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 # ---------------------------------------------------------------- templates
@@ -133,7 +135,9 @@ def from_hh(record: dict) -> dict:
     pair = {"chosen": _answer(first[-1], "chosen"), "rejected": _answer(second[-1], "rejected")}
     for name in pair:
         field_text(pair, name)  # some transcripts end in an empty answer
-    return different({"turns": _ending_with_user(first[:-1]), **pair})
+    if all(turn["role"] == "assistant" for turn in first):
+        raise BadRecord("wrong_turns", NO_USER)
+    return different({"turns": first[:-1], **pair})
 
 
 def _hh_turns(transcript: str) -> list[dict]:
@@ -184,7 +188,7 @@ def _turn(turn: Any, role: str, content: str) -> dict:
 
 def _ending_with_user(turns: list[dict]) -> list[dict]:
     if not turns or turns[-1]["role"] != "user":
-        raise BadRecord("wrong_turns", "no user's turn stands before the answer")
+        raise BadRecord("wrong_turns", NO_USER)
     return turns
 
 

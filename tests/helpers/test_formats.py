@@ -97,6 +97,8 @@ BAD = [
      "ends with the turn of user"),
     ("hh_rlhf", {"chosen": "\n\nHuman: a\n\nAssistant: b",
                  "rejected": "\n\nHuman: a\n\nAssistant:"}, "the field rejected is empty"),
+    ("hh_rlhf", {"chosen": "\n\nAssistant: a\n\nAssistant: b",
+                 "rejected": "\n\nAssistant: a\n\nAssistant: c"}, "no user's turn"),
     ("shp", {"history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": 2}, "not 0 or 1"),
     ("stack_exchange", {"question": "a", "answers": [{"text": "b"}]}, "pm_score"),
     ("stack_exchange", {"question": "a", "answers": [

@@ -40,6 +40,9 @@ USABLE = [
     pair(["Say it.", "", "Again."], "It.", "No."),
     pair(["Write a list\n- of two"], "- a\n- b", "Assistant: none"),
     {"chosen": "\n\nHuman: q\n\nAssistant:a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    # The person sent nothing, and the assistant spoke again.
+    {side: transcript("A prank?", "Soap?") + f"\n\nAssistant: {last}"
+     for side, last in (("chosen", "Or none?"), ("rejected", "Or paint?"))},
 ]
 # And what cannot: the files hold some of each, and every one is named.
 UNUSABLE = [
