@@ -30,7 +30,8 @@ _COUNTED = (
 _TOTAL = re.compile(r"(?:一共|总共|合计|共计|共)(?:有|是|为)?\s?:?\s?(?=[0-9负]|" + _NUMERAL + ")")
 _PERCENT = re.compile(rf"百分之([0-9]+(?:\.[0-9]+)?|{_NUMERAL})")
 _FRACTION = re.compile(rf"(?:({_PART})又)?(?:({_PART})分之({_PART})|([0-9]+)/([0-9]+))")
-_WHOLE = re.compile(rf"({_NUMERAL})({_COUNTED})?")
+# 五千克 is refused: 五 千克 and 五千 克 are both read so.
+_WHOLE = re.compile(rf"((?>{_NUMERAL}))(?!(?<=千)[克米升])({_COUNTED})?")
 
 UNIT_SIGNS = str.maketrans({sign: " units " for sign in "℃℉㎜㎝㎞㎎㎏㎡㎥㎢㎠㎤㏄"})
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from helpers.prompt_cache import SharedPromptLayer, may_share_prompts, shared_prompt_attention
+from helpers.quantization import is_plain_update
 
 
 @contextmanager
@@ -25,6 +26,11 @@ def evaluation_mode(model) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def window_of(model) -> int:
+    """The most tokens that a model reads, prompt and completion together."""
+    return getattr(model.config, "max_position_embeddings", None) or 2**31
 
 
 def prefill(model, prompt_ids: Sequence[Sequence[int]], n: int, steps: int, pad_token_id: int):
@@ -153,4 +159,5 @@ def _may_merge(layer: nn.Module) -> bool:
     base, adapters = layer.get_base_layer(), layer.active_adapters
     is_plain = type(base) is nn.Linear and base.weight.dtype == torch.float32
     on_cpu = base.weight.device.type == "cpu"
-    return is_plain and on_cpu and len(adapters) == 1 and adapters[0] in layer.lora_A
+    is_one = len(adapters) == 1 and adapters[0] in layer.lora_A
+    return is_plain and on_cpu and is_one and is_plain_update(layer, adapters[0])

@@ -14,6 +14,7 @@ from statistics import fmean, variance
 
 from helpers.data import leaks
 from helpers.diagnose_rl import rollout_symptoms
+from helpers.evaluation import read_jsonl
 
 STUCK = 0.97  # the last losses over the first ones; above it the loss has not moved
 LEARNT = 0.05  # a loss below this needs not fall further
@@ -54,13 +55,17 @@ def diagnose(
     before, after: graded responses to the same prompts of the start and of the trained policy, as
         `helpers.evaluation.grade_completions` gives them: do they grow without getting better?
 
+    Raises ValueError for a folder of no run, and for a run without any step.
+
     Example:
         >>> diagnose(train_sft(model, data, SFTSettings(lr=1e-9), tokenizer=tokenizer))
         stuck loss: it went from 2.31 to 2.31. Raise lr (now 1e-09) ...
     """
     metrics, summary, settings = _records(run)
+    if not metrics:
+        raise ValueError("The run has logged no step: there is nothing to read in it.")
     method = summary.get("method", "sft")
-    if metrics and "groups_with_signal" in metrics[0]:
+    if "groups_with_signal" in metrics[0]:
         return Diagnosis(Symptom(*found) for found in rollout_symptoms(metrics, settings))
     wrong = _wrong_reference(metrics, settings, method)
     found = [wrong or _stuck(metrics, settings, method), _truncated(summary)]
@@ -81,12 +86,11 @@ def _records(run) -> tuple[list[dict], dict, dict]:
         return run.metrics, run.summary, vars(run.settings)
     folder = Path(run)
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         summary, written = (
             json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             for name in ("summary", "settings")
         )
-        return [json.loads(line) for line in lines], summary, written["settings"]
+        return read_jsonl(folder / "metrics.jsonl"), summary, written["settings"]
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is no folder of a run: it has no {error.filename}.") from error
 
@@ -116,7 +120,7 @@ def _wrong_reference(metrics: list[dict], settings: Mapping, method: str) -> Sym
     """At the first step the policy is the reference, and the reference stays what it was."""
     beta = settings.get("beta") or 0.1
     starts = {"dpo": math.log(2), "robust": math.log(2), "hinge": 1.0, "ipo": 1 / (2 * beta) ** 2}
-    if not metrics or method not in starts:
+    if method not in starts:
         return None
     first = metrics[0]
     start = None if settings["nll_coefficient"] else starts[method]

@@ -9,7 +9,7 @@ SIGNAL = 0.05  # share of groups with two different rewards, below which nothing
 CUT = 0.5  # share of truncated responses, above which the reward is that of stumps
 COLLAPSED = 0.1  # entropy at the end over that at the start
 SOLVED = 0.9  # accuracy at which a policy may well be sure of itself
-FAR = 1.0  # nats a token from the start
+FAR = 1.0  # nats per token from the start
 STALE = 0.02  # |ratio - 1| before any update, in float32 arithmetic of one model
 GAINED = 0.1  # of the reward, between start and end
 WELL_FORMED = 0.9
@@ -81,7 +81,7 @@ def _collapsed(metrics: Sequence[Record], settings: Mapping) -> Named | None:
         return None
     return (
         "entropy collapse",
-        f"entropy went from {first:.3g} to {last:.3g} nats a token, groups with a signal from "
+        f"entropy went from {first:.3g} to {last:.3g} nats per token, groups with a signal from "
         f"{signal[0]:.0%} to {signal[1]:.0%}, at an accuracy of {accuracy:.2g}.",
         "Equal samples teach nothing: lower lr, raise clip_high or temperature, or add beta or an "
         "entropy_bonus.",
@@ -95,7 +95,7 @@ def _far(metrics: Sequence[Record], settings: Mapping) -> Named | None:
     first, last = _ends(rows, "kl")
     return (
         "KL blow-up",
-        f"it went from {first:.3g} to {last:.3g} nats a token.",
+        f"it went from {first:.3g} to {last:.3g} nats per token.",
         "The policy has left the texts that it started from, and a learned reward knows only "
         f"those: raise beta (now {settings['beta']:g}) or lower lr (now {settings['lr']:g}).",
     )

@@ -28,6 +28,7 @@ from scipy.stats import binomtest, bootstrap
 
 from helpers.data import LoadReport
 from helpers.prompts import render, render_passages
+from helpers.reward_functions import REWARD_PARTS, grade_all, refuse
 from helpers.rewards import (
     extract_answer,
     failure_category,
@@ -38,14 +39,13 @@ from helpers.rewards import (
     sub_em,
     token_f1,
 )
-from helpers.rollout import Completion, SamplingSettings, generate
+from helpers.rollout import Completion, SamplingSettings, generate, window_of
 
 # Greedy, and without a stop string: one at </answer> would hide what a model writes after it.
 EVALUATION_SAMPLING = SamplingSettings(temperature=0.0, max_new_tokens=512)
-REWARD_PARTS = ("format_reward", "answer_reward", "reward")
 
 Interval = tuple[float, float]
-Reward = Callable[[str, Any], dict[str, float]]
+Reward = Callable[..., dict[str, float]]  # (response, gold), and prompt=... if it takes it
 
 
 @dataclass
@@ -96,13 +96,13 @@ def evaluate(
     dataset: canonical maths (question, gold_answer) or QA (question, passages, answers) records
     of `helpers.data.load_records`. prompt: a template with {question} (and {passages}), or a
     function from record to prompt. reward_fn: (response, gold) -> format_reward, answer_reward,
-    reward; gold is a text for maths and a list of texts for QA. n: samples a problem. engine: who
-    samples, see `helpers.rollout.generate`.
+    reward, see `helpers.reward_functions`; gold is a text for maths and a list of texts for QA.
+    n: samples a problem. engine: who samples, see `helpers.rollout.generate`.
     A prompt that does not fit into the model's window is not dropped: it is graded as a failure
-    of the category prompt_too_long.
+    of the category prompt_too_long, with rewards of 0.
 
     Raises ValueError for an empty data set, records without a gold answer, or a reward function
-    that does not return its three numbers.
+    that does not return its three finite numbers.
 
     Example:
         >>> summary = evaluate(model, tokenizer, data, prompt=load_template("r1_zero"),
@@ -162,7 +162,7 @@ def complete(
     Their finish_reason is "prompt_too_long". One long problem must not end a run of thousands.
     """
     ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"] if prompts else []
-    window = getattr(model.config, "max_position_embeddings", None) or float("inf")
+    window = window_of(model)
     fitting = [row for row in ids if len(row) < window]
     generated = iter(generate(model, tokenizer, fitting, n=n, sampling=sampling, engine=engine,
                               batch_size=batch_size, progress=progress) if fitting else [])
@@ -194,17 +194,39 @@ def grade_completions(
         raise ValueError(f"{len(records)} records, {len(prompts)} prompts and {len(completions)} "
                          "completions do not fit together: one prompt and n completions a record.")
     n = len(completions) // len(records)
+    each = [(record, prompt) for record, prompt in zip(records, prompts, strict=True)
+            for _ in range(n)]
+    parts = _graded(each, completions, reward_fn)
     return [
-        {"id": records[i // n]["id"], "sample": i % n, "prompt": prompts[i // n],
-         **_grade_one(records[i // n], completion, reward_fn)}
-        for i, completion in enumerate(completions)
+        {"id": record["id"], "sample": i % n, "prompt": prompt,
+         **_row(record, completion, metrics)}
+        for i, ((record, prompt), completion, metrics) in enumerate(
+            zip(each, completions, parts, strict=True))
     ]
 
 
-def _grade_one(record: dict, completion: Completion, reward_fn: Reward) -> dict[str, Any]:
+def _graded(
+    each: Sequence[tuple[dict, str]], completions: Sequence[Completion], reward_fn: Reward
+) -> list[dict[str, float]]:
+    """The three reward parts of each completion; each: its (record, prompt).
+
+    Nothing was written for a prompt that is too long, and a reward model cannot read it either.
+    """
+    golds = [_gold(record) for record, _ in each]
+    asked = [i for i, c in enumerate(completions) if c.finish_reason != "prompt_too_long"]
+    found = grade_all(reward_fn, [each[i][1] for i in asked],
+                      [completions[i].text for i in asked], [golds[i] for i in asked])
+    parts = [dict.fromkeys(REWARD_PARTS, 0.0) for _ in completions]
+    for i, given in zip(asked, found, strict=True):
+        parts[i] = {name: given[name] for name in REWARD_PARTS}
+        if not np.isfinite(list(parts[i].values())).all():
+            refuse(given, reward_fn)
+    return parts
+
+
+def _row(record: dict, completion: Completion, parts: dict[str, float]) -> dict[str, Any]:
     is_qa, text = "answers" in record, completion.text
     gold = _gold(record)
-    parts = _checked_parts(reward_fn, text, gold)
     if is_qa:
         graded = graded_text(text)
         parts |= {"sub_em": sub_em(graded, gold), "f1": token_f1(graded, gold)}
@@ -229,20 +251,6 @@ def _gold(record: dict) -> str | list[str]:
             return record[name]
     raise ValueError(f"Record {record.get('id')} has no gold answer: evaluation needs the column "
                      f"gold_answer or answers, and there are {', '.join(record)}.")
-
-
-def _checked_parts(reward_fn: Reward, response: str, gold: str | list[str]) -> dict[str, float]:
-    """The three parts as floats; a reward function of one's own is checked at each call."""
-    parts = reward_fn(response, gold)
-    try:
-        checked = {name: float(parts[name]) for name in REWARD_PARTS}
-    except (KeyError, TypeError, ValueError, IndexError):
-        checked = {}
-    if not checked or not np.isfinite(list(checked.values())).all():
-        name = getattr(reward_fn, "__name__", repr(reward_fn))
-        raise ValueError(f"The reward function {name} must return a dict with the numbers "
-                         f"{', '.join(REWARD_PARTS)}, but it returned {str(parts)[:200]}.")
-    return checked
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> Summary:
@@ -448,6 +456,22 @@ def best_of_n(
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     """One JSON object a line, atomically (see `write_json`)."""
     _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """The objects of a JSONL file; none where there is no file, or it is empty.
+
+    A line that a kill left half written ends the list.
+    """
+    path, rows = Path(path), []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    # Not splitlines: it also cuts at U+2028 and others that JSON writes inside a text as they are.
+    for line in filter(None, text.split("\n")):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
 
 
 def write_json(path: str | Path, value: Any) -> None:

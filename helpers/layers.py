@@ -150,7 +150,9 @@ class AwqLinear(nn.Linear):
     @property
     def weight(self) -> torch.Tensor:
         """The packed words: what asks a layer for its device finds it here."""
-        return self.qweight
+        words = self.qweight.as_subclass(_PackedWords)
+        vars(words).update(vars(self.qweight))  # transformers' mark: loaded, not to be drawn anew
+        return words
 
     def dequantize(self) -> torch.Tensor:
         """The weight (out_features, in_features) in float32."""
@@ -159,6 +161,16 @@ class AwqLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         product = _AwqProduct.apply(x, self)
         return product if self.bias is None else product + self.bias.to(product.dtype)
+
+
+class _PackedWords(torch.Tensor):
+    """Words of eight numbers each, to which peft's merge cannot add its update."""
+
+    def __iadd__(self, other):
+        raise RuntimeError(
+            "An adapter cannot be merged into packed 4-bit weights in place: write a plain "
+            "checkpoint by helpers.models.merge_adapter instead."
+        )
 
 
 class _AwqProduct(torch.autograd.Function):

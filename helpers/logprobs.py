@@ -5,12 +5,14 @@ here, once: `labels[:, t]` is the token after `input_ids[:, t]`, so `logits[:, t
 `labels[:, t]` and every tensor is (B, T - 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
+
+from helpers.shared_rows import mask_for
 
 
 def tokenize_prompt_and_response(
@@ -108,7 +110,7 @@ def response_log_probs(
     input_ids, labels, attention_mask, position_ids, response_mask: (B, T). Padding may stand on
     either side: without `position_ids`, positions are counted over the attention mask.
         A mask (B, 1, T, T) says who may look at whom, for sequences that share a row; it comes with
-        their `position_ids`.
+        their `position_ids`, see `helpers.shared_rows.mask_for`.
     response_mask: where given, only these positions are projected to the vocabulary, in chunks
         that are computed again for the gradient when they are many; all others are 0.
     temperature: logits are divided by it; give the temperature that the tokens were sampled at,
@@ -119,6 +121,9 @@ def response_log_probs(
 
     The scoring happens inside the forward of `model` itself, in place of its output layer, so a
     wrapper for several processes (DistributedDataParallel) still sees and reduces the gradients.
+
+    Raises ValueError for a model that changes its logits behind that layer in a way that its
+    configuration does not tell (see `_scaling`), and what `mask_for` raises.
     """
     if attention_mask is not None and attention_mask.dim() == 2:
         attention_mask = attention_mask.long()
@@ -127,13 +132,17 @@ def response_log_probs(
     selected = torch.ones_like(labels, dtype=torch.bool) if response_mask is None else response_mask
     selected = selected.bool()
     unwrapped = getattr(model, "module", model)  # the model inside DistributedDataParallel
-    with _scoring_head(unwrapped, labels, selected, temperature, return_entropy):
-        scores = model(
+    if attention_mask is not None and attention_mask.dim() == 4:
+        attention_mask = mask_for(unwrapped, attention_mask, position_ids)
+    with _scoring_head(unwrapped, labels, selected, temperature, return_entropy) as found:
+        returned = model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
-        ).logits  # (K, 1 or 2): one row a selected position
+        ).logits
+    scores = found[-1]  # (K, 1 or 2): one row a selected position
+    _check_scaling(unwrapped, scores.detach(), returned.detach())
     names = ("log_probs", "entropy")[: scores.shape[-1]]
     empty = scores.new_zeros(labels.shape)
     return {
@@ -162,11 +171,12 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 
     (..., V) to (...), at least float32. Two equal logits give log 2 = 0.6931.
     """
-    log_probs = torch.log_softmax(_at_least_float32(logits), dim=-1)
+    log_probs = torch.log_softmax(at_least_float32(logits), dim=-1)
     return -(log_probs.exp() * log_probs).sum(dim=-1)
 
 
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision becomes float32; float64, in which gradients are checked, stays."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -176,13 +186,17 @@ _CHUNK_ELEMENTS = 10_000_000
 
 @contextmanager
 def _scoring_head(model, labels, selected, temperature: float, with_entropy: bool):
-    """Inside, the model's output layer returns scores of the selected positions, not logits."""
+    """Inside, the model's output layer returns scores of the selected positions, not logits.
+
+    Yields the list to which they are appended; what the model makes of them is not used.
+    """
     head = model.get_output_embeddings()
-    project = head.forward
+    project, scaling = head.forward, _scaling(model)
     targets = labels[selected]  # (K,)
+    found: list[torch.Tensor] = []
 
     def score(hidden: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        logits = _at_least_float32(project(hidden))
+        logits = scaling(at_least_float32(project(hidden)))
         if temperature != 1:  # a tenth of the time at 150,000 tokens, for nothing
             logits = logits / temperature
         columns = [-cross_entropy(logits, chosen, reduction="none")]
@@ -194,12 +208,46 @@ def _scoring_head(model, labels, selected, temperature: float, with_entropy: boo
         hidden = hidden[selected]  # (B, T, H) to (K, H)
         size = max(1, _CHUNK_ELEMENTS // head.weight.shape[0])
         if len(hidden) <= size:
-            return score(hidden, targets)
+            found.append(score(hidden, targets))
+            return found[-1]
         chunks = zip(hidden.split(size), targets.split(size), strict=True)
-        return torch.cat([checkpoint(score, h, t, use_reentrant=False) for h, t in chunks])
+        found.append(torch.cat([checkpoint(score, h, t, use_reentrant=False) for h, t in chunks]))
+        return found[-1]
 
     head.forward = forward
     try:
-        yield
+        yield found
     finally:
         del head.forward  # the layer's own method shows again
+
+
+def _scaling(model) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What the model does to its logits behind the output layer, as its configuration says.
+
+    cap * tanh(logits / cap) in Gemma 2 and later, logits / logits_scaling in Granite,
+    logits * logit_scale in Cohere; nothing in most models.
+    """
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    cap = getattr(config, "final_logit_softcapping", None)
+    factor = getattr(config, "logit_scale", None) or 1.0
+    factor /= getattr(config, "logits_scaling", None) or 1.0
+
+    def scaling(logits: torch.Tensor) -> torch.Tensor:
+        logits = logits if factor == 1 else logits * factor
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return scaling
+
+
+def _check_scaling(model, scores: torch.Tensor, returned: torch.Tensor) -> None:
+    """Raises ValueError where the model did to the scores what `_scaling` does not know."""
+    wanted = _scaling(model)(scores)
+    is_known = returned.shape == wanted.shape and torch.allclose(
+        returned.to(wanted.dtype), wanted, rtol=1e-3, atol=1e-6, equal_nan=True
+    )
+    if not is_known:
+        raise ValueError(
+            f"{type(model).__name__} changes its logits behind the output layer in a way that is "
+            "not known here: its log-probabilities would be wrong."
+        )

@@ -180,11 +180,13 @@ def group_advantages(
     baseline: "mean" of the group (GRPO, Shao et al. 2024, section 4.1.2), "leave_one_out": mean
         of the other samples (RLOO, Ahmadian et al. 2024), or "none".
     scale: "std" of the group, with G - 1 in the denominator; "none" (Dr. GRPO, Liu et al. 2025);
-        "batch": the std of the centred rewards of all groups; "mean" of the group (MaxRL).
+        "batch": the std of the centred rewards of all groups (REINFORCE++ with a baseline, Hu et
+        al. 2025, arXiv 2501.03262); "mean" of the group (MaxRL, Tajwar et al. 2026, arXiv
+        2602.02710), for rewards of 0 or more: dividing by a negative mean turns every sign.
     Groups are consecutive rows. With a baseline an all-equal group gives exactly 0, also where
     its mean is rounded, and so does a group of one.
 
-    Raises ValueError if B is no multiple of G.
+    Raises ValueError if B is no multiple of G, or for a negative reward with scale="mean".
 
     Example:
         >>> group_advantages(torch.tensor([1.0, 0, 0, 0]), group_size=4, scale="none")
@@ -218,6 +220,11 @@ def _subtract_baseline(groups: torch.Tensor, baseline: str) -> torch.Tensor:
 
 def _scale(groups: torch.Tensor, centred: torch.Tensor, scale: str) -> torch.Tensor:
     if scale == "mean":
+        if (groups < 0).any():
+            raise ValueError(
+                f'scale="mean" is for rewards of 0 or more, but there is {groups.min().item():g}: '
+                'a negative mean would turn every sign; take scale="std".'
+            )
         return groups.mean(dim=1, keepdim=True)
     if scale == "std":
         return groups.std(dim=1, keepdim=True) if groups.shape[1] > 1 else groups.new_ones(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,6 +22,7 @@ from helpers import quantization as quantize
 from helpers.quantization import footprint as footprint
 from helpers.reference import Reference as Reference
 from helpers.reference import freeze_reference as freeze_reference
+from helpers.shared_rows import mask_for
 
 # Below this many parameters half precision saves nothing that matters, and float32 is exact.
 _SMALL_MODEL = 100_000_000
@@ -85,7 +87,7 @@ def load_model(
     train all of a plain one give `dtype="float32"`, or train LoRA layers on either.
 
     Raises ValueError for settings that exclude each other or that contradict the checkpoint, and
-    OSError with one sentence for a model or adapter that cannot be found.
+    OSError with one sentence for a model or adapter that cannot be found or is damaged.
 
     Example:
         >>> model, tokenizer = load_model("workbook/assets/base", lora=LoraSettings(rank=8))
@@ -132,13 +134,15 @@ class RewardModel(nn.Module):
 
         What stands at padding means nothing. Positions are counted over the attention mask, so
         that padding moves no token. Sequences that share a row come with their `position_ids` and
-        a mask (B, 1, T, T) of who may look at whom.
+        a mask (B, 1, T, T) of who may look at whom; see `helpers.shared_rows.mask_for`.
         """
         classifier = self.classifier
         body = getattr(classifier, classifier.base_model_prefix)
         if position_ids is None:
             attention_mask = attention_mask.long()
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        if attention_mask.dim() == 4:
+            attention_mask = mask_for(body, attention_mask, position_ids)
         hidden = body(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -326,9 +330,9 @@ def _one_sentence(kind: str, source: str):
         raise FileNotFoundError(f"There is no {kind} folder {source}: check the path.")
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if Path(source).is_dir():
-            first_line = str(error).splitlines()[0]
+            first_line = str(error).split("\n", 1)[0]
             raise OSError(f"The {kind} folder {source} cannot be read: {first_line}") from error
         raise OSError(
             f"The {kind} {source} is neither a folder here nor to be had from the model hub: check "
@@ -341,6 +345,11 @@ def _resolve_device(device: str) -> torch.device:
     if device == "auto":
         mps = "mps" if torch.backends.mps.is_available() else "cpu"
         device = "cuda" if torch.cuda.is_available() else mps
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device must be auto, cpu, cuda or mps, but it is {device!r}.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f'device="{device}" needs a CUDA GPU, and there is none: take "auto".')
     if device == "cuda":  # quantised loading wants a number
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(device)

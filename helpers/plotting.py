@@ -223,7 +223,9 @@ def sweep_curves(
 
 
 def method_table(rows: Mapping[str, Mapping[str, float | str | Interval]], *, title: str) -> Figure:
-    """A table of methods and measures; the highest share of a column is bold, counts are not.
+    """A table of methods and measures; the highest share of a column is bold, twice if two have it.
+
+    Numbers above 1 (counts, lengths) are not ranked.
 
     Example: `method_table({"base": {"SubEM": .44}, "DPO": {"SubEM": .51}}, title="...")`
     """
@@ -239,8 +241,10 @@ def method_table(rows: Mapping[str, Mapping[str, float | str | Interval]], *, ti
     for place, column in enumerate(columns):
         values = [_number(row.get(column)) for row in rows.values()]
         known = [value for value in values if value is not None]
-        if known and max(known) > min(known):
-            table[values.index(max(known)) + 1, place].set_text_props(fontweight="bold")
+        if known and min(known) < max(known) <= 1:
+            for row, value in enumerate(values, 1):
+                if value == max(known):
+                    table[row, place].set_text_props(fontweight="bold")
     return _finish(figure, axes, title, legend=False)
 
 
@@ -357,7 +361,7 @@ def frontier(
 ) -> Figure:
     """Quality against cost, with intervals and the line of the best method at each cost.
 
-    Example: `frontier({"direct": (12, (.2, .17, .23))}, title="...", xlabel="tokens a problem")`
+    Example: `frontier({"direct": (12, (.2, .17, .23))}, title="...", xlabel="tokens per problem")`
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 3.8))
     shade = colours(list(points))

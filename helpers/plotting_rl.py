@@ -113,7 +113,7 @@ def ablation_marks(
     published: Mapping[str, tuple[float, float]] | None = None,
     source: str = "",
 ) -> Figure:
-    """Final and best accuracy of each run, one mark a seed; published pairs as dashed bars.
+    """Final and best accuracy of each run, one mark per seed; published pairs as dashed bars.
 
     found: name -> {"final": one value a seed, "best": one value a seed}.
     published: name -> (final, best).
@@ -124,7 +124,7 @@ def ablation_marks(
             axes.plot([final, best], [place - 0.12] * 2, color=PALETTE[0], lw=1, zorder=2)
         first = place == 0
         axes.scatter(values["final"], [place - 0.12] * len(values["final"]), color=PALETTE[0],
-                     s=42, zorder=3, label="here: final, one mark a seed" if first else None)
+                     s=42, zorder=3, label="here: final, one mark per seed" if first else None)
         axes.scatter(values["best"], [place - 0.12] * len(values["best"]), facecolor="white",
                      edgecolor=PALETTE[0], s=42, zorder=3, label="here: best" if first else None)
         if published and name in published:
@@ -170,7 +170,7 @@ def over_optimisation(
         axes.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_xlabel("KL a token, root scale (nats)", fontsize=9)
+        axes.set_xlabel("KL per token, root scale (nats)", fontsize=9)
         _plain(axes)
     return _finish(figure, panels[0, 0], title)
 

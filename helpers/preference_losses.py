@@ -11,6 +11,8 @@ import math
 import torch
 from torch.nn.functional import logsigmoid, relu
 
+from helpers.logprobs import at_least_float32
+
 Losses = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # (losses, chosen and rejected rewards)
 
 
@@ -28,7 +30,7 @@ def implicit_rewards(
         >>> implicit_rewards(torch.tensor([-10.0]), torch.tensor([-12.0]), beta=0.5)
         tensor([1.])
     """
-    return beta * (_at_least_float32(policy_logps) - _at_least_float32(ref_logps))
+    return beta * (at_least_float32(policy_logps) - at_least_float32(ref_logps))
 
 
 def dpo_loss(
@@ -255,12 +257,8 @@ def kto_reference_point(
     return log_ratios.mean().clamp(min=0).detach()
 
 
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def _per_token(logps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    return _at_least_float32(logps) / lengths.clamp(min=1)
+    return at_least_float32(logps) / lengths.clamp(min=1)
 
 
 def _log1mexp(x: torch.Tensor) -> torch.Tensor:

@@ -180,13 +180,19 @@ def dense_weight(layer: nn.Module) -> torch.Tensor:
     """The float32 weight (out, in) that a linear layer stands for, with its active LoRA updates.
 
     Knows plain, NF4, int8 and AWQ layers, alone or inside peft's LoRA layer. Raises ValueError
-    for the AWQ library's kernels, which keep their weight in layouts of their own.
+    for the AWQ library's kernels, which keep their weight in layouts of their own, and for DoRA
+    and other relatives of LoRA, whose update is more than (a/r) B A.
     """
     if isinstance(layer, LoraLayer):
         weight = dense_weight(layer.get_base_layer())
         if not layer.disable_adapters:
             for name in layer.active_adapters:
                 if name in layer.lora_A:
+                    if not is_plain_update(layer, name):
+                        raise ValueError(
+                            f"The adapter {name} is no plain LoRA (it uses DoRA, a bias or another "
+                            "variant), so it cannot be merged here: train one without use_dora."
+                        )
                     weight = weight + layer.get_delta_weight(name).float()
         return weight
     if isinstance(layer, AwqLinear):
@@ -200,6 +206,12 @@ def dense_weight(layer: nn.Module) -> torch.Tensor:
     if type(weight).__name__ in ("Params4bit", "Int8Params"):
         weight = dequantize_bnb_weight(weight, state=getattr(layer, "state", None))
     return weight.detach().float()
+
+
+def is_plain_update(layer: LoraLayer, name: str) -> bool:
+    """Whether an adapter adds (a/r) B A to the weight, and nothing else: no magnitudes (DoRA, Liu
+    et al. 2024), no bias of B."""
+    return name not in layer.lora_variant and not layer.lora_bias.get(name, False)
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ is carried along. One with a method `many(prompts, responses, golds)` is asked o
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 REWARD_PARTS = ("format_reward", "answer_reward", "reward")
 
@@ -61,7 +62,7 @@ class _WeightedSum:
         """What tells a run with these weights from one with others."""
         return " + ".join(f"{weight:g} {reward_identity(term)}" for weight, term in self.terms)
 
-    def __call__(self, response: str, gold=None, *, prompt: str = "") -> dict[str, float]:
+    def __call__(self, response: str, gold=None, *, prompt: str) -> dict[str, float]:
         return self.many([prompt], [response], [gold])[0]
 
     def many(self, prompts, responses, golds) -> list[dict[str, float]]:
@@ -76,6 +77,13 @@ class _WeightedSum:
             "reward": sum(weight * reward for (weight, _), reward in pairs),
             **{f"reward_{place}": reward for place, reward in enumerate(rewards, start=1)},
         }
+
+
+def graders_of(reward_fn: Callable) -> list[Callable]:
+    """The functions that a reward function is made of: the terms of a sum, what a partial calls."""
+    if isinstance(reward_fn, _WeightedSum):
+        return [grader for _, term in reward_fn.terms for grader in graders_of(term)]
+    return graders_of(reward_fn.func) if isinstance(reward_fn, partial) else [reward_fn]
 
 
 def reward_identity(reward_fn: Callable) -> str:
@@ -97,8 +105,13 @@ def _checked(parts: Any, reward_fn: Callable) -> dict[str, float]:
     except (AttributeError, TypeError, ValueError):
         values = {}
     if not set(REWARD_PARTS) <= values.keys():
-        raise ValueError(
-            f"The reward function {reward_identity(reward_fn)} must return a dict with the numbers "
-            f"{', '.join(REWARD_PARTS)}, but it returned {str(parts)[:200]}."
-        )
+        refuse(parts, reward_fn)
     return values
+
+
+def refuse(parts: Any, reward_fn: Callable) -> NoReturn:
+    """Raise the ValueError that says what a reward function must return."""
+    raise ValueError(
+        f"The reward function {reward_identity(reward_fn)} must return a dict with the numbers "
+        f"{', '.join(REWARD_PARTS)}, but it returned {str(parts)[:200]}."
+    )

@@ -43,7 +43,6 @@ def encode_prompt(prompt: str, tokenizer) -> list[int]:
     return tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
 
-@torch.no_grad()
 def score(
     model,
     tokenizer,
@@ -67,26 +66,27 @@ def score(
         >>> score(model, tokenizer, ["Say hi."] * 2, ["Hi!", "No."])
         [0.71, -1.32]
     """
+    from helpers.decoding import evaluation_mode, window_of  # loads transformers: only when needed
+
     if len(prompts) != len(responses):
         raise ValueError(
             f"prompts and responses must be as many, but they are {len(prompts)} and "
             f"{len(responses)}."
         )
     rows = [encode(p, r, tokenizer) for p, r in zip(prompts, responses, strict=True)]
-    _check_window(rows, getattr(model.config, "max_position_embeddings", None) or float("inf"))
+    _check_window(rows, window_of(model))
     starts = {prompt: len(encode_prompt(prompt, tokenizer)) for prompt in dict.fromkeys(prompts)}
     shared = _share_prompts(rows, [starts[prompt] for prompt in prompts], prompts)
-    rewards, was_training = [0.0] * len(rows), model.training
-    model.eval()
-    for some in _batches(shared, batch_size):
-        found = iter(_pooled(model, some, pool, tokenizer.pad_token_id))
-        for place in (place for row in some for place in row.responses):
-            rewards[place] = next(found)
-    model.train(was_training)
+    rewards = [0.0] * len(rows)
+    with evaluation_mode(model):
+        for some in _batches(shared, batch_size):
+            found = iter(_pooled(model, some, pool, tokenizer.pad_token_id))
+            for place in (place for row in some for place in row.responses):
+                rewards[place] = next(found)
     return rewards
 
 
-def _check_window(rows: Sequence[Sequence[int]], window: float) -> None:
+def _check_window(rows: Sequence[Sequence[int]], window: int) -> None:
     for place, ids in enumerate(rows):
         if len(ids) > window:
             raise ValueError(

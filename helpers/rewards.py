@@ -39,13 +39,26 @@ _NUMBER = re.compile(
     rf"(?:(?:(?P<mixed>{_WHOLE})\s+)?(?P<top>{_WHOLE})\s*/\s*(?P<bottom>{_WHOLE})"
     rf"|(?P<decimal>{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+))"
 )
+_UP_TO_19 = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_NUMBER_WORDS = {*_UP_TO_19, *_TENS, "tens", *(f"{word[:-1]}ies" for word in _TENS)}
+_PARTS = "third fourth fifth sixth seventh eighth ninth tenth twelfth hundredth thousandth".split()
 # Words after a number that make it another number, or no answer at all. The scale words are
 # refused and not multiplied: "2 dozen" may answer "how many dozens" or "how many eggs".
-_NOT_A_UNIT = frozenset(
-    "and or nor not no is isnt was wasnt plus minus times by to half point squared cubed "
-    "x y z n i e k b bn mn pi π hundred hundreds thousand thousands million millions billion "
-    "billions trillion trillions dozen dozens score".split()
+# Quarters and seconds are not among the parts: mostly they are coins and a time.
+_NOT_A_UNIT = _NUMBER_WORDS.union(
+    _PARTS,
+    (f"{part}s" for part in _PARTS),
+    "and or nor not no is isnt was wasnt plus minus times by to half halves halved point squared "
+    "cubed factorial doubled tripled x y z n i e k b bn mn pi π hundred hundreds thousand "
+    "thousands million millions billion billions trillion trillions dozen dozens score grand "
+    "wrong incorrect false maybe perhaps probably possibly about roughly approximately".split(),
 )
+# "one-dollar bills" are a unit, "twenty-one" and "two-thirds" are numbers.
+_NAMED_BY_NUMBER = re.compile(rf"\b(?:{'|'.join(_NUMBER_WORDS)})-(?=[a-z])", re.IGNORECASE)
 
 # Atomic groups keep the search linear, and stop "12th" from being read as a 1.
 _TEXT_NUMBER = (
@@ -168,8 +181,9 @@ def is_equivalent(prediction: str | None, truth: str) -> bool:
     exactly: 0.33 is not 1/3. 18 % equals 0.18; 18 equals it only where the truth has the
     percent sign.
 
-    Refused (False): more than one number, comparisons, sentences, powers, products, scale
-    words ("2 dozen", "3万"), anything over 200 characters, and None (nothing was extracted).
+    Refused (False): more than one number, in digits or words, comparisons, sentences, powers,
+    products, parts ("3 halves"), scale words ("2 dozen", "3万"), doubts, anything over 200
+    characters, and None (nothing was extracted).
     A truth that is not a number is matched by the same text only, case and white space aside.
 
     Example:
@@ -245,7 +259,7 @@ def _read_rest(rest: str) -> bool | None:
     rest = rest.removeprefix("%").strip()
     if rest in ("", "."):
         return is_percent
-    words = [word for word in re.split(r"[\s/-]+", rest) if word]
+    words = [word for word in re.split(r"[\s/-]+", _NAMED_BY_NUMBER.sub("", rest)) if word]
     if words and words[0].lower().rstrip(".") in ("percent", "percentage"):
         is_percent, words = True, words[1:] or ["percent"]
     return is_percent if 0 < len(words) <= 5 and all(map(_is_unit_word, words)) else None

@@ -26,6 +26,7 @@ from helpers.decoding import (
     next_tokens,
     prefill,
     widest_float,
+    window_of,
 )
 from helpers.rewards import token_f1
 
@@ -289,11 +290,6 @@ def _eos_token_ids(model, tokenizer) -> set[int]:
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = set(configured) if isinstance(configured, list | tuple) else {configured}
     return (ids | {tokenizer.eos_token_id}) - {None}
-
-
-def window_of(model) -> int:
-    """The most tokens that a model reads, prompt and completion together."""
-    return getattr(model.config, "max_position_embeddings", None) or 2**31
 
 
 def tokenize_prompts(tokenizer, prompts, window: int) -> list[list[int]]:

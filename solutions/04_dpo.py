@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 04 DPO and its family: learn from preferences without a reward model, and notice when it makes things worse
 #
-# A demonstration says "write this". A preference says less, "rather this than that", and it can be had for any response that a model writes itself. **After this
+# A demonstration says "write this". A preference says less, "rather this than that", and you can get it for any response, also for those that the model itself writes. **After this
 # lesson you can** write the DPO loss and say what each term does, make preference pairs from a model's own samples, read the curves of a run (why the chosen
 # response may become *less* likely), and judge the result: you will train a model whose held-out accuracy and margin look better, and that is worse than its own start.
 #
@@ -36,7 +36,6 @@ from helpers.models import LoraSettings, load_model, load_reward_model
 from helpers.plotting import (
     better_worse_scatter,
     frontier,
-    method_table,
     rates_with_intervals,
     reward_distributions,
     training_curves,
@@ -57,7 +56,6 @@ from workbook.lesson import (
     observed,
     predict,
     progress,
-    published,
     published_group,
     ready,
     recorded_or_live,
@@ -93,7 +91,7 @@ def problems_of(split, first, count):
     return records.select(range(min(first, len(records) - 1), min(first + count, len(records))))
 
 def respond(model, problems, *, n=1, temperature=1.0, seed=0):
-    """Graded responses, n a problem: rows with id, prompt, generation, finish_reason, metrics."""
+    """Graded responses, n per problem: rows with id, prompt, generation, finish_reason, metrics."""
     prompts = [render(R1_ZERO, question=q) for q in problems["question"]]
     longest = min(profile.dpo.max_new_tokens, profile.sampling.max_new_tokens)
     sampling = profile.sampling.settings(temperature=temperature, max_new_tokens=longest, seed=seed)
@@ -222,8 +220,8 @@ check(dpo_loss)
 # ## Exercise 4: pairs from the policy's own samples
 # *Difficulty 3 of 5, importance 4 of 5, 15 minutes*
 #
-# Who writes the pairs? If the policy does (*on-policy*), the loss teaches about texts that it would really write. Given are graded rows, several a problem, one problem after the other. Drop a response that was cut off (`finish_reason` neither `"eos"` nor `"stop_string"`),
-# is empty, or stood there before for the same problem. Of the rest the best meets the worst, the second best the second worst, and so on, at most `most` pairs a problem, each response once, and only where the first is *strictly* better: two wrong ones teach nothing.
+# Who writes the pairs? If the policy does (*on-policy*), the loss teaches about texts that it would really write. Given are graded rows, several per problem, one problem after the other. Drop a response that was cut off (`finish_reason` neither `"eos"` nor `"stop_string"`),
+# is empty, or repeats an earlier response to the same problem. Then pair the best with the worst, the second best the second worst, and so on, at most `most` pairs per problem, each response once, and only where the first is *strictly* better: two wrong ones teach nothing.
 # Return the pairs and a count of what was dropped and why (`"cut off"`, `"empty"`, `"repeated"`; in a problem with pairs `"not needed"`, in one without `"all alike"`), without zeros.
 
 # %% nbgrader={"grade": false, "grade_id": "on_policy_pairs", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -266,7 +264,7 @@ check(on_policy_pairs)
 # %% [markdown]
 # <details><summary>Something does not work?</summary>
 #
-# **"A pair of two wrong ones."** The comparison is `>`. **"A cut-off text is chosen."** Its end was never written: drop it before ranking. **"Copies."** Keep a text once a problem; the same text for another problem is another response.
+# **"A pair of two wrong ones."** The comparison is `>`. **"A cut-off text is chosen."** Its end was never written: drop it before ranking. **"Copies."** Within one problem keep each text once; across problems the same text may appear again.
 # **"The counts are off."** Every row is in a pair or counted once.
 # </details>
 #
@@ -287,9 +285,9 @@ def pairs_of(first, count, seed):
     wrong = {row["prompt"]: row["generation"] for row in reversed(rows)
              if not row["metrics"]["reward"] and row["finish_reason"] == "eos" and row["generation"].strip()}
     kept = [p for p in pairs if p["prompt"] in wrong]
-    dropped = [*dropped, *["no wrong answer of the other policy"] * (len(pairs) - len(kept))]
+    dropped["a pair without a wrong answer of the other policy"] = len(pairs) - len(kept)
     kept = kept if len(kept) > 1 else worked(problems)
-    return kept, [p | {"rejected": wrong.get(p["prompt"], p["rejected"])} for p in kept], dropped
+    return kept, [p | {"rejected": wrong.get(p["prompt"], p["rejected"])} for p in kept], +dropped
 
 def worked(problems):
     """Pairs for a model that is hardly ever right: worked solutions, and the same with a wrong number."""
@@ -298,7 +296,6 @@ def worked(problems):
     return [{"prompt": render(R1_ZERO, question=q), "chosen": solution.format(s, gold), "rejected": solution.format(s, f"1{gold}")}
             for q, s, gold in zip(problems["question"], steps, problems["gold_answer"], strict=True)]
 
-# %%
 if ready("on_policy_pairs"):
     sizes = profile.sizes.dpo
     other, _ = load_model(base_path, adapter=profile.models.verbose and profile.path(profile.models.verbose), trainable_adapter=False,
@@ -306,7 +303,7 @@ if ready("on_policy_pairs"):
     pairs, off_policy, dropped = pairs_of(FIRST, sizes.problems, profile.dpo.seed)
     held_out, off_held_out, _ = pairs_of(FIRST + 600, sizes.held_out, profile.dpo.seed)
     print(f"{sizes.problems} problems, {sizes.samples} samples each: {len(pairs)} pairs and {len(held_out)} held-out ones. "
-          f"Dropped: {', '.join(f'{why} {count}' for why, count in Counter(dropped).most_common())}.")
+          f"Dropped: {', '.join(f'{why} {count}' for why, count in dropped.most_common())}.")
     shown = sorted(range(len(pairs)), key=lambda k: len(off_policy[k]["rejected"]))[len(pairs) // 2]  # of middling length
     for name, text in {"chosen": pairs[shown]["chosen"], "rejected, its own": pairs[shown]["rejected"],
                        "rejected, of the other policy": off_policy[shown]["rejected"]}.items():
@@ -322,7 +319,9 @@ if ready("on_policy_pairs"):
 predict("log-probability of the held-out chosen responses", "rises")
 
 # %%
-if ready("sequence_log_probs", "implicit_rewards", "dpo_loss", "on_policy_pairs"):
+NEEDED = ("sequence_log_probs", "implicit_rewards", "dpo_loss", "on_policy_pairs")
+
+if ready(*NEEDED):
     def functions_for(method):
         """Your functions that a method takes, as far as they are written."""
         loss = {"robust": "robust_dpo_loss"}.get(method, f"{method}_loss")
@@ -344,8 +343,6 @@ if ready("sequence_log_probs", "implicit_rewards", "dpo_loss", "on_policy_pairs"
     print(f"first loss {run.metrics[0]['loss']:.4f} (log 2 is 0.6931), last {run.metrics[-1]['loss']:.4f}; saved in {run.folder.name}/")
 
 # %%
-NEEDED = ("sequence_log_probs", "implicit_rewards", "dpo_loss", "on_policy_pairs")
-
 if ready(*NEEDED):
     def curve_of(run):
         """The held-out records of a run, from before its first step on."""
@@ -394,20 +391,17 @@ if ready(*NEEDED):
     rates |= {f"DPO, seed {profile.dpo.seed + k}{drawn}": (count, other_seeds["tested"]) for k, count in enumerate(other_seeds["right"], 1)}
     test = paired_test(hits_dpo, hits_start)
     print(f"right only after: {test.only_first}, only before: {test.only_second}; p = {test.p_value:.2g}")
-
-# %%
-if ready(*NEEDED):
     accuracy = {name: (count / total, *wilson_interval(count, total)) for name, (count, total) in rates.items()}
     shown = {name: {"strict accuracy": rate} for name, rate in accuracy.items()}
     gains = [100 * (rate[0] - accuracy["start" + drawn * (drawn in name)][0]) for name, rate in accuracy.items() if name.startswith("DPO")]
     display(rates_with_intervals(shown, xlabel=f"share of test problems right (greedy, {len(tested)} here)", title=(
-        f"{len(pairs)} pairs: {', '.join(f'{gain:+.1f}' for gain in gains)} points over the start, seed by seed")))
+        f"{', '.join(f'{gain:+.1f}' for gain in gains)} points, each seed over its own start")))
 
 # %% [markdown]
 # ## The judges
 #
 # Accuracy is one view. S4 asked a **reward model** instead: it scored the answers of the model before and after DPO on 366 prompts. Here two judges look at the greedy answers: lesson 02's reward model (yours, if you have trained it) and the **gold reward**, the
-# truth behind the world. Beside them stand the number of words and, from samples, the KL divergence from the start: the mean of $\log \pi - \log \pi_\text{start}$ over what $\pi$ writes.
+# truth behind the world. On these problems no answer abstains and none is polite, so the gold reward is 1 for a right number and 0 for a wrong one, inside the format or outside: nearly the accuracy again. The second opinion is the reward model's. Beside them stand the number of words and, from samples, the KL divergence from the start: the mean of $\log \pi - \log \pi_\text{start}$ over what $\pi$ writes.
 
 # %%
 judge_path = earlier("02", "reward_model") or (profile.models.reward and profile.path(profile.models.reward))
@@ -418,7 +412,7 @@ print("judge:", "your own of lesson 02" if earlier("02", "reward_model") else "t
       else "an untrained head, which says nothing: run lesson 02 with this profile first")
 
 def divergence(model):
-    """KL(model, start) in nats a response: the mean of log pi - log pi_start over samples of pi."""
+    """KL(model, start) in nats per response: the mean of log pi - log pi_start over samples of pi."""
     if model is start:
         return 0.0
     rows = respond(model, tested.select(range(min(sizes.sampled, len(tested)))), seed=profile.dpo.seed)
@@ -448,21 +442,18 @@ def duel(new, old, by, kept=None):
     share = (won / (won + lost), *wilson_interval(won, won + lost)) if won + lost else (0.5, 0.0, 1.0)
     return {"won": won, "lost": lost, "ties": len(gap) - won - lost, "share": share}
 
-# %%
 if ready(*NEEDED):
     at_start, after = judged(start, rows_start), judged(run.model, rows_dpo)
     for name, by in (("reward model", "model"), ("gold reward", "gold")):
         found = duel(after, at_start, by)
         print(f"{name:12} mean {np.mean(at_start[by]):+.3f} -> {np.mean(after[by]):+.3f}; DPO higher on {found['won']}, lower on {found['lost']}, "
               f"equal on {found['ties']}: wins {found['share'][0]:.0%} of the decided")
-    display(reward_distributions({"start": at_start["model"], "after DPO": after["model"]}, xlabel="learned reward", title=(
-        f"The reward model's mean goes from {np.mean(at_start['model']):.2f} to {np.mean(after['model']):.2f}")))
 
 # %% [markdown]
 # ## A run that looks better
 #
 # The held-out accuracy above is modest: two samples of one policy look alike. Clearer pairs are easy to have. Take the *same* problems and the *same* chosen responses, and let the rejected ones come from **another policy**, one that is long-winded and
-# wrong (an old model, a competitor, a file from the web). Every other setting stays: $\beta$, learning rate, epochs, seed. Look at its curves first.
+# wrong (an old model, a competitor, a file from the web). Every other setting stays: $\beta$, learning rate, epochs, seed. Look at its curves first. Each run is watched on held-out pairs of its own kind, so the two accuracies answer different questions.
 
 # %%
 predict("gold reward after training on the clearer pairs, against the start", "rises")
@@ -490,15 +481,13 @@ if ready(*NEEDED):
     low, high = bootstrap_interval(gap)
     display(observed("gold reward after training on the clearer pairs, against the start", "falls" if high < 0 else "rises" if low > 0 else "stays"))
 
-# %%
-if ready(*NEEDED):
     table = {"start": {"gold reward": float(np.mean(at_start["gold"])), "reward model": float(np.mean(at_start["model"])), "words": float(np.mean(at_start["words"]))}}
     for name, arm in arms.items():
         table[name] = {"gold reward": float(np.mean(arm["gold"])), "reward model": float(np.mean(arm["model"])), "words": float(np.mean(arm["words"])), "KL": arm["kl"],
                        "won / lost (reward model)": "{won} / {lost}".format(**wins["model"][name]), "won / lost (gold)": "{won} / {lost}".format(**wins["gold"][name])}
     table["S4"] = {"reward model": f"{s4['no_dpo_data_mean'].value:.2f} -> {s4['dpo_data_mean'].value:.2f}",
                    "won / lost (reward model)": f"{s4['no_dpo_worse_than_dpo_count'].value:.0f} / {s4['no_dpo_better_than_dpo_count'].value:.0f}"}
-    display(pd.DataFrame(table).T.fillna("–"))
+    display(pd.DataFrame({name: {what: round(value, 2) if isinstance(value, float) else value for what, value in row.items()} for name, row in table.items()}).T.fillna("–"))
     display(reward_distributions({"start": at_start["model"], "on-policy": after["model"], "off-policy": off_after["model"]}, xlabel="learned reward",
                                  title="Off-policy pairs move the rewards down, on-policy pairs up" if np.mean(off_after["model"]) < np.mean(at_start["model"]) < np.mean(after["model"])
                                  else "The learned rewards before and after"))
@@ -511,46 +500,57 @@ if ready(*NEEDED):
 # did change is that it now stops a step too early. S4's run won 28 % of its prompts; its report lists noisy preferences, a wrong $\beta$, too little training, and a metric that is not the objective. Any of them may be true there. Here a further cause is *shown*, who wrote the rejected response: the arms share every other setting.
 #
 # Two checks before believing it. First, more problems, and length: is it the length that the judge punishes? Prompts whose two responses are equally long (to a word) are judged apart from the others. The gold reward does not look at length: where it
-# agrees on the others, what got shorter got wrong. Second, below: how much of the poison is needed? A share of the rejected responses is exchanged, nothing else.
+# agrees on the others, what got shorter got wrong. Second: how many bad pairs does it take? We exchange a share of the rejected responses, and nothing else; all runs are judged on the same problems and watched on the same held-out pairs, those with the other policy's wrong answers.
 
 # %%
+every = problems_of("test", 0, sizes.at_large)
+
+def answered(model):
+    """Greedy answers to many problems: words, gold rewards, the reward model's scores."""
+    rows = respond(model, every, temperature=0.0)
+    texts = [row["generation"] for row in rows]
+    return {"words": np.array([len(text.split()) for text in texts]), "gold": [gold_reward(row["generation"], row["gold_answer"]) for row in rows],
+            "model": score(judge, judge_words, [row["prompt"] for row in rows], texts, batch_size=profile.engine.batch_size)}
+
+def against_start(model, before):
+    """Duels with the start: on all problems, where both answers are equally long, and on the others."""
+    arm = answered(model)
+    same = np.abs(arm["words"] - before["words"]) <= 1
+    return {kind: {by: duel(arm, before, by, kept) for by in ("model", "gold")}
+            for kind, kept in (("all", same >= 0), ("equally long", same), ("shorter or longer", ~same))}
+
 def duels_at_large():
-    """Both arms against the start on many problems: all, the equally long answers, the others."""
-    every, found = problems_of("test", 0, sizes.at_large), {}
+    """Both arms on many problems, and their curves on held-out pairs of their own kind."""
+    before, both = answered(start), dict(zip(arms, (run, off_run), strict=True))
+    return {"problems": len(every), "held_out": len(held_out), "arms": {name: against_start(done.model, before) for name, done in both.items()},
+            "curves": {name: [{key: point[key] for key in ("step", "accuracy", "margin")} for point in curve_of(done)] for name, done in both.items()}}
 
-    def scored(model):
-        rows = respond(model, every, temperature=0.0)
-        texts = [row["generation"] for row in rows]
-        return {"words": np.array([len(text.split()) for text in texts]), "gold": [gold_reward(row["generation"], row["gold_answer"]) for row in rows],
-                "model": score(judge, judge_words, [row["prompt"] for row in rows], texts, batch_size=profile.engine.batch_size)}
-
-    before = scored(start)
-    for name, done in zip(arms, (run, off_run), strict=True):
-        arm = scored(done.model)
-        same = np.abs(arm["words"] - before["words"]) <= 1
-        found[name] = {kind: {by: duel(arm, before, by, kept) for by in ("model", "gold")}
-                       for kind, kept in (("all", same >= 0), ("equally long", same), ("shorter or longer", ~same))}
-    seen = {name: curve_of(done)[-1]["accuracy"] for name, done in zip(arms, (run, off_run), strict=True)}
-    return {"problems": len(every), "arms": found, "held_out_accuracy": seen}
+def in_words(found):
+    share, low, high = found["share"]
+    return f"{found['won']} / {found['lost']}: {share:.0%} ({low:.0%} to {high:.0%})"
 
 if ready(*NEEDED):
     large = recorded_or_live("large", duels_at_large)
-    counts = {f"{name}, {kind}": {"prompts": sum(found["gold"][k] for k in ("won", "lost", "ties"))}
-              | {f"won / lost ({judge_name})": f"{found[by]['won']} / {found[by]['lost']}" for judge_name, by in (("reward model", "model"), ("gold", "gold"))}
-              for name, kinds in large["arms"].items() for kind, found in kinds.items()}
-    display(pd.DataFrame(counts).T)
-    for name, kinds in large["arms"].items():
-        middle, low, high = kinds["all"]["gold"]["share"]
-        print(f"{large['problems']} problems, gold reward: {name} wins {middle:.0%} ({low:.0%} to {high:.0%}) of the decided")
+    display(pd.DataFrame({f"{name}, {kind}": {"prompts": sum(found["gold"][k] for k in ("won", "lost", "ties"))} | {
+        f"won / lost ({judge_name})": in_words(found[by]) for judge_name, by in (("reward model", "model"), ("gold", "gold"))}
+        for name, kinds in large["arms"].items() for kind, found in kinds.items()}).T)
+    for name, points in large["curves"].items():
+        print(f"{large['held_out']} held-out pairs, rejected: {name}: accuracy", ", ".join(f"{point['accuracy']:.0%}" for point in points[1:]),
+              "; margin", ", ".join(f"{point['margin']:.2f}" for point in points[1:]))
 
 # %%
 def exchanged(share, seed=0):
-    """`pairs` and `held_out` in which that share of the rejected responses is the other policy's."""
-    sides = []
-    for own, theirs in ((pairs, off_policy), (held_out, off_held_out)):
-        chosen = set(np.random.default_rng(seed).permutation(len(own))[: round(share * len(own))].tolist())
-        sides.append([theirs[k] if k in chosen else own[k] for k in range(len(own))])
-    return sides
+    """`pairs` in which that share of the rejected responses is the other policy's."""
+    chosen = set(np.random.default_rng(seed).permutation(len(pairs))[: round(share * len(pairs))].tolist())
+    return [off_policy[k] if k in chosen else pairs[k] for k in range(len(pairs))]
+
+def poisoned():
+    """For each share of exchanged pairs the run against the start, and its accuracy on one set of held-out pairs."""
+    before, found = answered(start), {}
+    for share in (0.0, *profile.dpo.shares, 1.0):
+        done = train(exchanged(share), off_held_out)
+        found[share] = against_start(done.model, before)["all"] | {"accuracy": curve_of(done)[-1]["accuracy"]}
+    return found
 
 def summary_of(run, found=None):
     """What a run is judged by, as plain numbers; `found` where it has been judged before."""
@@ -561,36 +561,41 @@ def summary_of(run, found=None):
             "words": float(np.mean(found["words"])), "eval_accuracy": points[-1].get("accuracy"), "eval_margin": points[-1]["margin"],
             "chosen_logps": points[-1]["chosen_logps"]}
 
-if ready(*NEEDED):
-    on_summary = summary_of(run, after)
-    ladder = recorded_or_live("ladder", lambda: {str(share): summary_of(train(*exchanged(share))) for share in profile.dpo.shares})
-    ends = {share: {"eval_accuracy": large["held_out_accuracy"][name]} | {f"win_rate_{by}": large["arms"][name]["all"][by]["share"] for by in ("model", "gold")}
-            for share, name in zip((0.0, 1.0), arms, strict=True)}
-    points = dict(sorted((ends | {float(share): found for share, found in ladder.items()}).items()))
-    losing = {by: [share for share, found in sorted(points.items()) if found[key][2] < 0.5]
-              for by, key in (("reward model", "win_rate_model"), ("gold reward", "win_rate_gold"))}
-    def both_arms(seed):
-        """Both arms from samples, pairs and an order of another seed."""
-        own, theirs, _ = pairs_of(FIRST, sizes.problems, seed)
-        return {name: summary_of(train(data, watched, seed=seed))
-                for name, data, watched in zip(arms, (own, theirs), (held_out, off_held_out), strict=True)}
+def both_arms(seed):
+    """Both arms from samples, pairs and an order of another seed."""
+    own, theirs, _ = pairs_of(FIRST, sizes.problems, seed)
+    return {name: summary_of(train(data, watched, seed=seed))
+            for name, data, watched in zip(arms, (own, theirs), (held_out, off_held_out), strict=True)}
 
+if ready(*NEEDED):
+    ladder = {float(share): found for share, found in recorded_or_live("ladder", poisoned).items()}
+    def loses_from(by):
+        """Where the whole interval falls below one half: between which two shares."""
+        shares = list(ladder)
+        lost = [k for k, found in enumerate(ladder.values()) if found[by]["share"][2] < 0.5]
+        return f"between {100 * shares[lost[0] - 1]:g} % and {100 * shares[lost[0]]:g} %" if lost and lost[0] else "at none" if not lost else "at once"
+
+    print(f"A run loses where its whole interval is below one half. Under the reward model that begins {loses_from('model')}, under the gold reward {loses_from('gold')}.")
+    display(pd.DataFrame({f"{100 * share:g} % exchanged": {"held-out accuracy": f"{found['accuracy']:.0%}"} | {
+        f"won / lost ({judge_name})": in_words(found[by]) for judge_name, by in (("reward model", "model"), ("gold", "gold"))} for share, found in ladder.items()}).T)
     again = recorded_or_live("second seed", lambda: both_arms(profile.dpo.seed + 1))
     for name, found in again.items():
         told = ", ".join(f"{by} {found[key][0]:.0%} ({found[key][1]:.0%} to {found[key][2]:.0%})"
                          for by, key in (("reward model", "win_rate_model"), ("gold reward", "win_rate_gold")))
         print(f"seed {profile.dpo.seed + 1}, rejected: {name}: held-out accuracy {found['eval_accuracy']:.0%}; of the decided prompts it wins {told}")
-    says = ", ".join(f"{by}: from {shares_lost[0]:.0%}" if shares_lost else f"{by}: at none" for by, shares_lost in losing.items())
-    display(method_table({f"{share:.0%} exchanged": {"held-out accuracy": found["eval_accuracy"], "wins, reward model": tuple(found["win_rate_model"]),
-                          "wins, gold reward": tuple(found["win_rate_gold"])} for share, found in points.items()},
-                         title=f"The share at which the run loses, its whole interval below one half ({says})"))
 
 # %% [markdown]
+# In the recorded run the off-policy model loses only where its answers changed length. On equally long answers the reward model is undecided, and the gold reward decides few prompts, for the new model rather than against it. On the others both judges are against it: it stops a step
+# too early, and that makes its answers wrong, not only short.
+#
+# The reward model turns against the run at a smaller share of exchanged pairs than the gold reward does: it likes length (lesson 02), so shorter answers cost there even where they are right. And the accuracy on held-out pairs ranks the runs the wrong way round: the one that wins most is right on about a
+# quarter of these pairs.
+#
 # ## Margin up, chosen down
 #
 # Back to the third example of `dpo_loss`: the loss sees a difference, so the chosen response may fall as long as the rejected one falls faster. Below it does so with the off-policy pairs, whose rejected texts the policy hardly ever writes; with its own samples
-# it rises. A fall alone is no alarm: judge the samples. The cure holds the chosen one up: $\mathcal{L} + c \cdot (-\log \pi(y_\text{chosen}) / |y_\text{chosen}|)$ (Pang et al. 2024, [2404.19733](https://arxiv.org/abs/2404.19733), Eq. 1), the setting `nll_coefficient`.
-# Below, the off-policy pairs, with and without it, beside the on-policy ones.
+# it rises. Whether a fall does harm, only samples tell. One cure keeps the chosen response likely: $\mathcal{L} + c \cdot (-\log \pi(y_\text{chosen}) / |y_\text{chosen}|)$ (Pang et al. 2024, [2404.19733](https://arxiv.org/abs/2404.19733), Eq. 1), the setting `nll_coefficient`.
+# Below, the off-policy pairs, with and without it, beside the on-policy ones. Look at the printed win rate, too: the term is a second cure, beside better pairs. It needs a large $c$ here; Pang et al. took 1.
 
 # %%
 if ready(*NEEDED):
@@ -599,32 +604,33 @@ if ready(*NEEDED):
     lines = {"off-policy pairs": curve_of(off_run), f"with NLL of the chosen, c = {profile.dpo.nll:g}": curve_of(cured), "on-policy pairs": curve}
     change = {name: points[-1]["chosen_logps"] - points[0]["chosen_logps"] for name, points in lines.items()}
     display(training_curves(lines, ["margin", "chosen_logps", "rejected_logps"], title=(
-        "Log-probability of the chosen responses: " + ", ".join(f"{name} {value:+.2f}" for name, value in change.items()))))
+        "Log-probability of the chosen responses: " + "; ".join(f"{name}: {value:+.2f}" for name, value in change.items()))))
     print(f"gold reward: with the NLL term the off-policy run wins {cure[0]:.0%} ({cure[1]:.0%} to {cure[2]:.0%}) of the decided prompts, "
           f"without it {wins['gold'][list(arms)[1]]['share'][0]:.0%}")
 
 # %% [markdown]
 # ## How far to go: $\beta$
 #
-# $\beta$ is the price of leaving the reference. A small one allows a large KL for the same margin. Gold reward against KL, one point a $\beta$: the frontier tells what each nat of KL buys.
+# $\beta$ is the price of leaving the reference. A small one allows a large KL for the same margin. Gold reward against KL, one point per $\beta$: the frontier tells what each nat of KL buys.
 
 # %%
 if ready(*NEEDED):
+    on_summary = summary_of(run, after)
     swept = {profile.dpo.beta: on_summary}
     for beta in profile.dpo.betas:
         swept[beta] = summary_of(train(pairs, held_out, beta=beta))
     more = recorded_or_live("betas", lambda: {str(beta): summary_of(train(pairs, held_out, beta=beta)) for beta in profile.dpo.more_betas})
     if profile.depth == "short":  # another start, perhaps another judge: not in one figure with yours
         for beta, found in more.items():
-            print(f"recorded: beta {float(beta):g}, KL {found['kl']:.2f}, gold reward {found['gold'][0]:.3f}")
+            print(f"recorded: beta {float(beta):g}, KL {found['kl']:.2f}, gold reward {found['gold'][0]:.3f} (its own start: {other_seeds['start'] / other_seeds['tested']:.0%} right)")
     else:
         swept |= {float(beta): found for beta, found in more.items()}
     swept = dict(sorted(swept.items()))
     points = {"start": (0.0, (float(np.mean(at_start["gold"])), *bootstrap_interval(at_start["gold"])))}
     points |= {f"beta {beta:g}": (max(found["kl"], 0.0), tuple(found["gold"])) for beta, found in swept.items()}
-    best = max(swept, key=lambda beta: swept[beta]["gold"][0])
-    display(frontier(points, xlabel="KL from the start (nats a response)", ylabel="gold reward", title=(
-        f"From beta {max(swept):g} to {min(swept):g} the KL goes from {swept[max(swept)]['kl']:.2f} to {swept[min(swept)]['kl']:.2f}; most gold reward at beta {best:g}")))
+    best = max(swept, key=lambda beta: (round(swept[beta]["gold"][0], 3), -swept[beta]["kl"]))
+    display(frontier(points, xlabel="KL from the start (nats per response)", ylabel="gold reward", title=(
+        f"From beta {max(swept):g} to {min(swept):g} the KL goes from {swept[max(swept)]['kl']:.2f} to {swept[min(swept)]['kl']:.2f}; beta {best:g} reaches the most at the least KL")))
 
 # %% [markdown]
 # ## Cases
@@ -651,7 +657,7 @@ if ready(*NEEDED):
         for k in dict.fromkeys([int(gap.argmax()), int(gap.argmin()), int(np.argmax(np.abs(np.array(arm["words"]) - at_start["words"])))]):
             question = at_start["prompts"][k].rpartition("User:")[2].partition("Assistant:")[0].strip()
             cases.append({"run": name, "prompt": question, "before": at_start["texts"][k], "after": arm["texts"][k], "analysis": analysis(k, arm)})
-    display(pd.DataFrame(cases).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "pre-wrap"}))
+    display(pd.DataFrame(cases).style.format(escape="html").hide(axis="index").set_properties(**{"text-align": "left", "white-space": "pre-wrap"}))
 
 # %% [markdown]
 # ## Exercise 5: SimPO, without a reference
@@ -675,7 +681,7 @@ def simpo_loss(policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejec
 # %%
 if ready("simpo_loss"):
     lengths = torch.tensor([4]), torch.tensor([3])
-    print("-1 and -2 a token, a margin of 2 where 1 is asked for:", simpo_loss(torch.tensor([-4.0]), torch.tensor([-6.0]), *lengths)[0])
+    print("-1 and -2 per token, a margin of 2 where 1 is asked for:", simpo_loss(torch.tensor([-4.0]), torch.tensor([-6.0]), *lengths)[0])
 
 # %%
 check(simpo_loss)
@@ -698,21 +704,19 @@ def run_method(name):
 
 if ready(*NEEDED, "simpo_loss"):
     methods = recorded_or_live("methods", lambda: {"DPO": on_summary} | {name: run_method(name) for name in profile.dpo.methods})
-
-# %%
-if ready(*NEEDED, "simpo_loss"):
     compared = {name: {"strict (greedy)": tuple(found["accuracy"]), "wins, reward model": tuple(found["win_rate_model"]),
                        "wins, gold reward": tuple(found["win_rate_gold"])} for name, found in methods.items()}
     best = max(methods, key=lambda name: methods[name]["accuracy"][0])
     rival = [name for name, found in methods.items() if found["accuracy"][2] >= methods[best]["accuracy"][0]]
     display(rates_with_intervals(compared, xlabel="share of the problems, of the decided prompts", title=(
         f"{best} has the highest accuracy; the intervals of {len(rival) - 1} others reach it")))
-    numbers = {name: {"KL": found["kl"], "words": found["words"], "chosen, log-prob": found["chosen_logps"], "gold reward": found["gold"][0],
+    numbers = {name: {"KL": found["kl"], "words": found["words"], "chosen, log-prob": found["chosen_logps"],
                       "reward model": found["model"]} for name, found in methods.items()}
     display(pd.DataFrame(numbers).T.round(2))
     s1 = published_group("s1.methods")
     display(pd.DataFrame({f"S1 {name}": figure.value for name, figure in s1.items()}, index=["SubEM", "F1"]).T)
-    display(reading_table())
+    with pd.option_context("display.max_colwidth", None):
+        display(reading_table())
 
 # %% [markdown]
 # ## Findings
@@ -722,13 +726,14 @@ if ready(*NEEDED, "simpo_loss"):
     off, on = (wins["model"][name] for name in ("another policy's (off-policy)", "its own (on-policy)"))
     findings = {
         "accuracy_start": accuracy["start"][0], "accuracy_dpo": [rate[0] for name, rate in accuracy.items() if name.startswith("DPO")],
+        "start_of_each_seed": [accuracy["start"][0]] + [accuracy["start" + drawn][0]] * len(other_seeds["right"]),
         "win_rate_overtrained": off["share"][0], "win_rate_fixed": on["share"][0],
         "win_rate_overtrained_gold": wins["gold"]["another policy's (off-policy)"]["share"][0], "win_rate_fixed_gold": wins["gold"]["its own (on-policy)"]["share"][0],
         "dpo_data_mean": float(np.mean(off_after["model"])), "no_dpo_data_mean": float(np.mean(at_start["model"])),
         "no_dpo_better_than_dpo_count": off["lost"], "no_dpo_worse_than_dpo_count": off["won"], "ties": off["ties"],
         "beta_sweep": {f"{beta:g}": found for beta, found in swept.items()}, "methods": methods,
         "at_large": large, "second_seed": again, "pairs": len(pairs), "held_out_accuracy": {"on-policy": curve[-1]["accuracy"], "off-policy": curve_of(off_run)[-1]["accuracy"]}}
-    save_findings("04", findings, seeds=[profile.dpo.seed])
+    save_findings("04", findings, seeds=[profile.dpo.seed + k for k in range(sizes.seeds)])
     ours = [f"s4.dpo.{name}" for name, figure in published_group("s4.dpo").items() if figure.finding]
     display(comparison_table("04", findings, ours))
     s0 = published_group("s0.dpo")
@@ -749,13 +754,10 @@ answer("04-1", "b")
 answer("04-2", "c")
 
 # %%
-answer("04-5", "b")
+answer("04-3", "b")
 
 # %%
 answer("04-6", "c")
-
-# %%
-answer("04-7", "a")
 
 # %%
 answer("04-8", "b")
@@ -875,6 +877,9 @@ def orpo_loss(policy_chosen_logps, policy_rejected_logps, chosen_lengths, reject
 # %%
 check(orpo_loss)
 
+# %%
+answer("04-7", "a")
+
 # %% [markdown]
 # ## KTO: no pairs at all
 # *Difficulty 3 of 5, 15 minutes*
@@ -897,10 +902,13 @@ def kto_loss(policy_logps, ref_logps, is_desirable, reference_point, beta=0.1,
 # %%
 check(kto_loss)
 
+# %%
+answer("04-5", "b")
+
 # %% [markdown]
 # ## What each loss pulls at
 #
-# The slope of each loss at a margin tells how hard it still pulls there. Where does DPO's pull end, where the hinge's, and which one pulls *back*?
+# The slope of each loss at a margin tells how hard it still pulls there. Where does DPO's pull end, where the hinge's, and which ones pull *back*?
 
 # %%
 if ready("dpo_loss", "ipo_loss", "hinge_loss", "robust_dpo_loss"):
@@ -919,7 +927,7 @@ if ready("dpo_loss", "ipo_loss", "hinge_loss", "robust_dpo_loss"):
 # %% [markdown]
 # ## A bug hunt
 #
-# The loop below continues an SFT adapter with DPO; it runs and its loss falls. It has up to three bugs, and they hide each other. Mend it in place; the judge trains for some seconds with yours and with a right loop, on the same pairs in the same
+# The loop below continues an SFT adapter with DPO; it runs without an error. It has up to three bugs, and they hide each other. Mend it in place; the judge trains for some seconds with yours and with a right loop, on the same pairs in the same
 # order, and shows where the curves part. Look at the *first* loss first.
 
 # %%
@@ -984,10 +992,7 @@ def mended_loop(model, tokenizer, pairs):
 display(judge_dpo_loop(mended_loop).panel)
 
 # %% [markdown]
-# ## Two more questions
-
-# %%
-answer("04-3", "b")
+# ## One more question
 
 # %%
 answer("04-4", "b")

@@ -16,6 +16,7 @@ import re
 import time
 
 import numpy as np
+import pandas as pd
 import torch
 from IPython.display import display
 
@@ -76,7 +77,6 @@ from workbook.lesson import (
 )
 from workbook.progress import run_root
 from workbook.published import published_group
-from workbook.reading_list import reading_table
 from workbook.recorded import read_recorded
 from workbook.rollout_browser import rollout_browser
 from workbook.verifier import tagged_reward
@@ -109,9 +109,12 @@ train_tasks = tasks(profile.data.maths_train, "train")
 held_out = tasks(profile.data.maths_test, "test", sizes.problems)
 policy, tokenizer = new_policy()
 hot = profile.sampling.settings(temperature=1.0, max_new_tokens=profile.grpo.max_new_tokens)
-print(train_tasks[1]["prompt"].split("\n")[1])
-for attempt in complete(policy, tokenizer, [train_tasks[1]["prompt"]], sampling=hot, n=8):
-    print(f'{r1_zero_reward(attempt.text, train_tasks[1]["gold_answer"])["reward"]:.0f} {attempt.text}')
+tried = complete(policy, tokenizer, [task["prompt"] for task in train_tasks[:8]], sampling=hot, n=8)
+marks = [r1_zero_reward(attempt.text, train_tasks[k // 8]["gold_answer"])["reward"] for k, attempt in enumerate(tried)]
+first = next((k for k in range(0, len(marks), 8) if len(set(marks[k : k + 8])) > 1), 0)  # a group that does not agree
+print(train_tasks[first // 8]["prompt"].split("\n")[1])
+for mark, attempt in zip(marks[first : first + 8], tried[first : first + 8], strict=True):
+    print(f"{mark:.0f} {attempt.text}")
 
 # %% [markdown]
 # ## The idea
@@ -126,9 +129,9 @@ for attempt in complete(policy, tokenizer, [train_tasks[1]["prompt"]], sampling=
 # ## Exercise 1: better than whom?
 # *Difficulty 2 of 5, importance 5 of 5, 15 minutes*
 #
-# `rewards` (B,) holds `group_size` consecutive samples of each prompt; return (B,) advantages. `baseline="none"` leaves the mean in, `scale="none"` leaves the division out, otherwise divide by the
-# group's standard deviation (with $G - 1$) **plus** `eps`. With a baseline, a group in which all rewards are equal gives *exactly* 0: the float32 mean of eight 0.7 is not 0.7, and the rest, divided by a
-# standard deviation of the same size, would be a signal made of rounding. A group of one gives 0, too. Rewards may be whole numbers; a B that is no multiple of `group_size` is a `ValueError`.
+# `rewards` (B,) holds `group_size` consecutive samples of each prompt; return (B,) advantages. `baseline="none"`: do not subtract the mean. `scale="none"`: do not divide. Otherwise divide by the
+# group's standard deviation (with $G - 1$) **plus** `eps`. With a baseline, a group in which all rewards are equal gives *exactly* 0: the float32 mean of eight 0.7 is not 0.7, and the tiny difference, divided by an
+# equally tiny standard deviation, would become an advantage made of rounding errors. A group of one gives 0, too. Rewards may be whole numbers; a B that is no multiple of `group_size` is a `ValueError`.
 
 # %% nbgrader={"grade": false, "grade_id": "group_advantages", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def group_advantages(
@@ -323,7 +326,7 @@ if ready(*CORE):
     log_probs = torch.tensor([[-1.0, -0.5], [-2.0, -0.1]], requires_grad=True)
     loss, info = grpo_step(log_probs, log_probs.detach(), torch.ones(2, 2), torch.tensor([1.0, 0.0]), 2)
     loss.backward()
-    print(f"loss {loss.item():+.4f}, and its gradient {log_probs.grad.tolist()}")
+    print(f"loss {loss.item():+.4f}, and its gradient {[[round(g, 3) for g in row] for row in log_probs.grad.tolist()]}")
 
 # %%
 check(grpo_step)
@@ -336,7 +339,7 @@ check(grpo_step)
 #
 # ## The run
 #
-# Your five functions, your reward of lesson 01 if it passed its check, and this loop: sample, grade, update. Say first what will happen.
+# Your five functions, your reward of lesson 01 if it passed its check, and this loop: sample, grade, update. The start, and later the reward model, are the course's own and not those you trained, so that the recorded runs can stand beside yours. Say first what will happen.
 
 # %%
 predict("held-out strict accuracy after GRPO", "rises")
@@ -377,7 +380,7 @@ if ready(*CORE):
                      functions=my_functions(), callbacks=[monitor], engine=profile.engine.name,
                      out_dir=run_folder() / "grpo", resume=False)
     after = graded(policy)
-    print(f"{run.summary['status']} after {len(run.metrics)} steps, {run.metrics[-1]['seconds'] / len(run.metrics):.1f} s a step")
+    print(f"{run.summary['status']} after {len(run.metrics)} steps, {run.metrics[-1]['seconds'] / len(run.metrics):.1f} s per step")
 
 # %%
 if ready(*CORE):
@@ -453,7 +456,7 @@ if ready(*CORE):
     curves_found = {name: {str(k): value for k, (value, *_) in curve.items()} for name, curve in curves.items()}
     most = max(curves["start"])
     gains = {k: curves["GRPO"][k][0] - curves["start"][k][0] for k in (1, most)}
-    display(sweep_curves(curves, xlabel="k samples a problem", title=(
+    display(sweep_curves(curves, xlabel="k samples per problem", title=(
         f"pass@1 moves by {100 * gains[1]:+.0f} points, pass@{most} by {100 * gains[most]:+.0f}")))
     low, high = curves["start"][most][1:]
     now = curves["GRPO"][most][0]
@@ -462,7 +465,7 @@ if ready(*CORE):
 # %% [markdown]
 # ## Which parts carry the result? Five ablations
 #
-# S0 ran the same questions on Qwen2.5-Math-1.5B. Off-policy runs take several gradient steps on each batch, at a learning rate at which it matters; the pair with and without clipping shares seeds and settings. Say what
+# S0 ran the same questions on Qwen2.5-Math-1.5B. Off-policy runs take several gradient steps on each batch, at twice the learning rate, so that reuse shows; the runs with and without clipping differ in nothing else. Say what
 # happens without a baseline, that is, with the plain reward of 0 or 1 as advantage.
 
 # %%
@@ -496,7 +499,7 @@ def outcome(records, key="eval_accuracy"):
 if ready(*CORE):
     live = {}
     for name in ("no baseline", "off-policy, no clip"):
-        monitor = live_monitor("reward_mean", "grad_norm", "clip_fraction", "format_rate", "entropy", "ratio_mean", draw=metric_grid)
+        monitor = live_monitor("reward_mean", "accuracy", "grad_norm", "format_rate", "entropy", "length", draw=metric_grid)
         live[name], _ = trained(sizes.ablation_steps, watch=[monitor], **ABLATIONS[name])
         found = outcome(live[name])
         print(f"{name}: final {found['final']:.1%}, best {found['best']:.1%} on {sizes.watched} problems"
@@ -515,24 +518,30 @@ if ready(*CORE):
              for name, key in zip(ABLATIONS, ids, strict=True)}
     ends = {name: np.mean(run["final"]) for name, run in runs.items()}
     worst = min(ends, key=ends.get)
-    fell = [name for name, seeds in ablated.items() if any(found["collapsed"] for found in seeds.values())]
+    fell = [f"{name} ({count} of {len(seeds)} seeds)" for name, seeds in ablated.items() if (count := sum(found["collapsed"] for found in seeds.values()))]
     display(ablation_marks(runs, published=marks, source="S0, row 20", title=(
         f"{worst} ends lowest, at {ends[worst]:.0%} against GRPO's {ends['GRPO']:.0%}; "
         f"{'collapsed: ' + ', '.join(fell) if fell else 'no run collapsed in this range'}")))
+    def half_rate():
+        return {name: {seed: outcome(trained(sizes.recorded_steps, seed, **ABLATIONS[name] | {"lr": profile.grpo.rough_lr / 2})[0]) for seed in sizes.seeds}
+                for name in ("off-policy, clip", "off-policy, no clip")}
+
+    for name, seeds in recorded_or_live("half_rate", half_rate).items():
+        print(f"{name}, half the learning rate: final", ", ".join(f"{found['final']:.1%}{' (collapsed)' if found['collapsed'] else ''}" for found in seeds.values()))
     gap = ends["no baseline"] - ends["GRPO"]
-    display(observed("final accuracy without a baseline, against GRPO", "falls" if gap < -0.03 else "rises" if gap > 0.03 else "stays"))
+    display(observed("final accuracy without a baseline, against GRPO", "falls" if gap < -0.08 else "rises" if gap > 0.08 else "stays"))  # two seeds on 96 problems: ±8 points
 
 # %% [markdown]
-# Without a baseline a 0/1 reward raises what was right and lowers nothing: lesson 03's rejection sampling, as a gradient. From a start that is right in most of its samples that is a strong method, as you see. S0 started where one answer in forty had the
+# Without a baseline a 0/1 reward raises what was right and lowers nothing: lesson 03's rejection sampling, as a gradient. From a start that is right in most of its samples that is no worse, as you see. S0 started where one answer in forty had the
 # format; its run reached the format on 95 % of its answers and was right on 12 %. An ablation is a statement about a start, a reward and a learning rate, too.
 #
-# Without clipping, one step on a few tokens with a large ratio is enough (look above at the gradient's norm just before the fall), and a policy without any reward has no way back. S0's unclipped run was the best of all its runs at step 53, and gave nothing but noise
-# from then on: look at the best mark, and not only at the final one.
+# Without clipping, a few tokens with a large ratio can dominate a step: look for a peak of the gradient's norm above, and at the format rate one step later. Some runs recover; one that gets no reward any more cannot. In the recorded runs one seed of two collapsed, and with
+# clipping none; but reused samples cost accuracy there too. At half the learning rate (printed above) no run collapsed, so this is about the level where it starts; the clipped runs are ahead there as well. S0's unclipped run was better than all its others at step 53, and collapsed after it: look at the best mark, and not only at the final one.
 #
 # ## The same loop on a learned reward
 #
 # Now the reward is lesson 02's reward model: it has seen a few hundred noisy labels of annotators who like length. The **gold reward** in code is measured beside it and never trained on. Best-of-16 in lesson 02 searched among 16 samples; this loop searches
-# with gradients, and from the base model, of whose samples about half are right: there is something to win, too. The distance from the start is the KL, here a token and not a response (Gao et al. 2023, [2210.10760](https://arxiv.org/abs/2210.10760)).
+# with gradients. It starts from the base model: about half of its samples end with the right number (gold reward 0.5), and few of them have the format. So there is something to win, too. The distance from the start is the KL, here per token and not per response (Gao et al. 2023, [2210.10760](https://arxiv.org/abs/2210.10760)).
 
 # %%
 predict("gold reward at the end of the run with beta = 0, against its own peak", "falls")
@@ -580,7 +589,6 @@ if ready(*CORE):
     chased = recorded_or_live("reward_model", over_optimise)
     by_beta = {f"beta = {beta}": list(seeds.values()) for beta, seeds in chased.items()}
 
-# %%
 def start_peak_end(records, key="gold", width=5):
     """Means over `width` steps in a row: of the first, the best and the last ones."""
     values = [record[key] for record in records]
@@ -593,11 +601,10 @@ if ready(*CORE):
     display(over_optimisation(by_beta, title=f"{said} (mean of {len(sizes.reward_seeds)} seeds)"))
     _, top, end = next(iter(gold.values()))
     display(observed("gold reward at the end of the run with beta = 0, against its own peak", "falls" if end < top - 0.1 else "stays"))
-    for beta, seeds in chased.items():
-        for seed, records in seeds.items():
-            print(f"beta {beta}, seed {seed}, first / best / last five steps:", ", ".join(
-                f"{key} " + " / ".join(f"{value:.{places}f}" for value in start_peak_end(records, key))
-                for key, places in (("gold", 2), ("accuracy", 2), ("proxy", 2), ("length", 0), ("kl", 3))))
+    display(pd.DataFrame({f"beta {beta}, seed {seed}": {key: " / ".join(f"{value:.{places}f}" for value in start_peak_end(records, key))
+                          for key, places in (("gold", 2), ("accuracy", 2), ("proxy", 2), ("length", 0), ("kl", 3))}
+                          for beta, seeds in chased.items() for seed, records in seeds.items()}).T)
+    print("means of five steps: the first / the highest / the last")
 
 # %% [markdown]
 # At first both rewards rise: the reward model has learnt something true, and the policy takes it. Then the proxy goes on and the gold reward falls below where it began: what is left to win is what the reward model does not know. Without a penalty the strict accuracy comes and goes too, though nobody asked for the format.
@@ -610,7 +617,7 @@ if ready(*CORE):
 if ready(*CORE):
     def more_seeds():
         found = {}
-        for seed in sizes.seeds[1:]:
+        for seed in sizes.main_seeds[1:]:
             model, _ = new_policy()
             train_grpo(model, train_tasks, settings_for(seed=seed), tokenizer=tokenizer, reward_fn=reward_fn,
                        functions=my_functions(), engine=profile.engine.name)
@@ -619,10 +626,10 @@ if ready(*CORE):
 
     others = recorded_or_live("seeds", more_seeds)
     seeds_found = [rates["GRPO"]["accuracy"][0], *(rate[0] for rate in others.values())]
-    print("strict accuracy", f"{rates['start']['accuracy'][0]:.1%} ->", ", ".join(f"{rate:.1%}" for rate in seeds_found))
+    drawn = " (recorded, on more problems)" if profile.depth == "short" else ""
+    print(f"strict accuracy {rates['start']['accuracy'][0]:.1%} -> {seeds_found[0]:.1%}; other seeds{drawn}: "
+          + ", ".join(f"{rate[0]:.1%} ({rate[1]:.1%} to {rate[2]:.1%})" for rate in others.values()))
 
-# %%
-if ready(*CORE):
     def mean_curve(seeds, key):
         return np.mean([[record[key] for record in records] for records in seeds.values()], axis=0).tolist()
 
@@ -632,7 +639,7 @@ if ready(*CORE):
                              "collapsed": [found["collapsed"] for found in seeds.values()]} for name, seeds in ablated.items()},
         "reward_model_run": {beta: {key: mean_curve(seeds, key) for key in ("proxy", "gold")} for beta, seeds in chased.items()},
         "pass_at_k": curves_found, "qa_table": {}, "seconds_per_step": run.metrics[-1]["seconds"] / len(run.metrics)}
-    save_findings("05", findings, seeds=sizes.seeds)
+    save_findings("05", findings, seeds=sizes.main_seeds)
     display(comparison_table("05", findings, ["s0.grpo.grpo.final", "s0.grpo.grpo.best"]))
 
 # %% [markdown]
@@ -685,7 +692,7 @@ progress()
 # ## Going further
 #
 # ### Relatives of GRPO, as settings
-# Dr. GRPO leaves out both divisions; RLOO compares with the *other* samples; DAPO clips higher, averages over tokens and leaves out what was cut; GSPO takes one ratio a response; REINFORCE++ divides by the spread of the whole batch; MaxRL divides by the group's mean. In `helpers` each is a setting.
+# Dr. GRPO leaves out both divisions; RLOO compares with the *other* samples; DAPO clips higher, averages over tokens and leaves out what was cut; GSPO takes one ratio per response; REINFORCE++ divides by the spread of the whole batch; MaxRL divides by the group's mean. In `helpers` each is a setting. On fresh samples every ratio is 1: clipping does nothing there, and GSPO *is* GRPO, as its row shows. They part with several steps on each batch.
 
 # %%
 RELATIVES = {
@@ -726,7 +733,7 @@ if ready(*CORE):
 # %% [markdown]
 # ### PPO: a second network in place of the siblings
 # PPO learns what a response was going to be worth: a *value head* on the policy's last hidden state, trained beside it, and generalised advantage estimation (Schulman et al. 2015, [1506.02438](https://arxiv.org/abs/1506.02438)) make an advantage of every token. At the start the head
-# knows nothing. Same start, problems, learning rate and samples as the GRPO of the ablations; PPO takes its usual two passes in two parts over each batch: four updates where GRPO takes one, on advantages of a head that is still learning: the two seeds part. What counts is what one pays for: generated tokens.
+# knows nothing. Same start, problems, learning rate and samples as the GRPO of the ablations; PPO makes four updates on each batch, where GRPO makes one. In so few steps the head learns almost nothing (see the title), so its advantages are noisy, and the two seeds differ. We compare at equal generated tokens, because they are what one pays for.
 
 # %%
 if ready(*CORE):
@@ -800,7 +807,7 @@ if ready(*CORE):
         shown = {name: {f"seed {seed}": tuple(found["accuracy"][name]) for seed, found in ways.items()} for name in next(iter(ways.values()))["accuracy"]}
         means = {name: np.mean([rate[0] for rate in seeds.values()]) for name, seeds in shown.items()}
         order = sorted(means, key=means.get, reverse=True)
-        display(rates_with_intervals(shown, title="At equal tokens: " + ", ".join(f"{name} {means[name]:.0%}" for name in order)))
+        display(rates_with_intervals(shown, title="As many prompts and samples (SFT: written solutions): " + ", ".join(f"{name} {means[name]:.0%}" for name in order)))
         for seed, found in ways.items():
             print(f"seed {seed}: {found['tokens']['GRPO']:,} tokens generated by GRPO, {found['tokens']['the start']:,} by the start")
 
@@ -814,7 +821,7 @@ if ready(*CORE):
         f"{lr:g}": {sizes.seeds[0]: reference_run(sizes.further_steps, sizes.seeds[0], lr=lr)} for lr in sizes.ladder})
     if ladder:
         marks = {key.rpartition("_")[2]: published_group(key)["final"].value
-                 for key in ("s0.grpo.lr_1e-6", "s0.grpo.lr_5e-5", "s0.grpo.lr_1e-4")}
+                 for key in ("s0.grpo.lr_1e-6", "s0.grpo.lr_5e-5", "s0.grpo.lr_1e-4")} | {"1e-5": published("s0.grpo.grpo.final").value}
         display(method_table({lr: as_row(seeds) for lr, seeds in ladder.items()}, title=f"Accuracy by learning rate here; S0's final ones: {', '.join(f'{lr}: {value:.0%}' for lr, value in marks.items())}"))
 
 # %% [markdown]
@@ -865,7 +872,7 @@ if ready(*CORE):
 # %% [markdown]
 # ### Prompt, samples, beta: open-book questions
 # S1 ran GRPO in seven cells on Natural Questions: two prompts, 4 or 8 samples, five betas. Its prompts are unpublished; in ours, prompt 1 asks for the answer, and prompt 2 asks for it in tags and as short as possible. The reward is the F1 of the stated answer, with
-# prompt 2 a little more for the tag. The model of the tiny profile has never met such an instruction before a question: see in the column *tag* whether it finds the tag, and remember that what is never sampled is never rewarded. Which of the three settings moves which of the two measures?
+# prompt 2 a little more for the tag. The model of the tiny profile has never met such an instruction before a question: see in the column *tag* whether it finds the tag, and remember that what is never sampled is never rewarded. Which differences are larger than the interval in the title?
 
 # %%
 QA = {1: load_template("qa"), 2: "State the answer inside <answer> </answer>, as short as possible.\n" + load_template("qa")}
@@ -915,4 +922,4 @@ if ready(*CORE):
             both[label] = {"SubEM": found["sub_em"], "F1": found["f1"], "tag": found["tag"], **dict(zip(("S1 SubEM", "S1 F1"), known, strict=True))}
         width = 196 * math.sqrt(0.25 / sizes.qa_problems)
         display(method_table(both, title=f"One seed; an interval of SubEM on {sizes.qa_problems} questions is ±{width:.0f} points, wider than most differences between trained cells"))
-        save_findings("05", findings | {"qa_table": qa_table}, seeds=sizes.seeds)
+        save_findings("05", findings | {"qa_table": qa_table}, seeds=sizes.main_seeds)

@@ -58,7 +58,7 @@ profile = use_profile("tiny")
 # The first prompt wants the number at once; the second lets the model write its steps. The model is the same.
 
 # %%
-base_path = profile.path(profile.models.maths)
+base_path = profile.path(profile.models.instruct)
 place = {"device": profile.engine.device, "dtype": profile.engine.dtype, "quantization": profile.engine.quantization}
 model, tokenizer = load_model(base_path, **place)
 sizes, greedy = profile.sizes.strategies, profile.sampling.settings(temperature=0.0)
@@ -303,9 +303,12 @@ def ask(policy, name, problems=problems, **options):
                         functions={each: globals()[each] for each in FOUR},
                         batch_size=profile.engine.batch_size, engine=profile.engine.name, **settings)
 
-candidates = {"your own of lesson 05": earlier("05", "grpo"), "your own of lesson 03": earlier("03", "sft"),
-              "the shipped adapter": profile.models.adapter and profile.path(profile.models.adapter)}
-whose, tuned_path = next(((who, path) for who, path in candidates.items() if path), ("none yet: lesson 03 makes one", None))
+candidates, missing = {}, f"none, because lessons 03 and 05 tune another model, {profile.models.maths}"
+if profile.models.instruct == profile.models.maths:  # an adapter fits only the model that it was trained on
+    candidates = {"your own of lesson 05": earlier("05", "grpo"), "your own of lesson 03": earlier("03", "sft"),
+                  "the shipped adapter": profile.models.adapter and profile.path(profile.models.adapter)}
+    missing = "none yet: lesson 03 makes one"
+whose, tuned_path = next(((who, path) for who, path in candidates.items() if path), (missing, None))
 print("tuned model:", whose)
 
 # %%
@@ -378,15 +381,23 @@ if ready(*FOUR):
                         if other != name and costs[other] <= costs[name])]
         display(frontier({name: (costs[name], rate(who, name)) for name in STRATEGIES},
                          title=f"{who} model: no cheaper one does as well as {', '.join(worth)}",
-                         xlabel="tokens written a problem"))
+                         xlabel="tokens written per problem"))
 
 # %% [markdown]
 # ## Where the votes went, and what the judge knows
 #
 # Self-consistency is only as good as its samples: how often is a majority right? A tree is only as good as its judge: does it give right solutions a higher score than wrong ones? 50 % is a coin.
+# `zero_shot_cot` asks as the tree does, but once and greedily: the difference is what the search adds.
 
 # %%
 if ready(*FOUR):
+    def searched(who):
+        """The tree minus zero_shot_cot, with the paired interval, and how many times the tokens it wrote."""
+        tree, chain = results[who]["tree_of_thought"], results[who]["zero_shot_cot"]
+        gaps = np.array([int(a["correct"]) - int(b["correct"]) for a, b in zip(tree, chain, strict=True)])
+        written = [sum(row["token_count"] for row in rows) for rows in (tree, chain)]
+        return (gaps.mean(), *bootstrap_interval(gaps)), written[0] / written[1]
+
     for who in results:
         for most in range(sizes.votes + 1):
             rows = [row for row in results[who]["self_consistency"] if row["vote"]["votes"] == most]
@@ -397,10 +408,13 @@ if ready(*FOUR):
                   for hit in (True, False)}
         pairs = [(good > bad) + (good == bad) / 2 for good in scores[True] for bad in scores[False]]
         if pairs:
-            print(f"{who}: a right solution is scored above a wrong one in {np.mean(pairs):.0%} of such pairs\n")
+            print(f"{who}: a right solution is scored above a wrong one in {np.mean(pairs):.0%} of such pairs")
+        (gap, low, high), times = searched(who)
+        print(f"{who}: the tree minus one greedy chain: {100 * gap:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), for {times:.1f} times the tokens\n")
 
 # %% [markdown]
-# The judge here reads whole solutions of *different* problems; within a tree it compares solutions of one. Either way, look before you pay: a tree with a judge that knows nothing is one chain at the price of many.
+# The judge here reads whole solutions of *different* problems; within a tree it compares solutions of one. Either way, look before you pay: a tree with a judge that knows nothing is no better than one *sampled* chain, at the price of many,
+# and where sampling costs accuracy it is worse than the greedy chain. The lines above say by how much here.
 #
 # ## The first "= n", or the last stated answer
 #
@@ -461,7 +475,8 @@ answer("06-5", "c")
 # %% [markdown]
 # ## With a GPU
 #
-# `use_profile("full")` asks Qwen2.5-Math-1.5B in plain text; for an instruct model the same strategies are sent in its chat template, in English or Chinese:
+# `use_profile("full")` asks Qwen2.5-7B-Instruct, the model of S2's figures, in its chat template, through vLLM (which holds weights of its own: below 48 GB add `"engine.name=transformers"` to the call).
+# No tuned model stands beside it: the adapters of lessons 03 and 05 belong to Qwen2.5-Math-1.5B. `use_profile("full", "models.instruct=Qwen/Qwen2.5-Math-1.5B")` asks that one in plain text, before and after your lesson 05. All strategies in Chinese:
 # `python3 -m workbook eval --strategy all --model Qwen/Qwen2.5-7B-Instruct --profile full --form zh --samples 200`. Predict first: does chain of thought still gain on a model that reasons unasked?
 #
 # ## You have finished
@@ -524,6 +539,6 @@ if ready(*FOUR):
         return f"{100 * first:.0f} % to {100 * last:.0f} %"
 
     display(sweep_curves({"self_consistency": of_sizes("votes")}, xlabel="votes",
-                         title=f"More votes: {span('votes')}, for {curves['votes'][max(curves['votes'], key=int)][0]:.0f} tokens a problem"))
-    display(sweep_curves({"tree_of_thought": of_sizes("tree")}, xlabel="budget of tokens a problem",
+                         title=f"More votes: {span('votes')}, for {curves['votes'][max(curves['votes'], key=int)][0]:.0f} tokens per problem"))
+    display(sweep_curves({"tree_of_thought": of_sizes("tree")}, xlabel="budget of tokens per problem",
                          title=f"A larger budget for the tree: {span('tree')}; it ends by itself after {curves['tree'][max(curves['tree'], key=int)][0]:.0f} tokens"))

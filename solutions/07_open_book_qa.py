@@ -162,7 +162,7 @@ if ready("open_book_record"):
 # ## Exercise 2: negatives
 # *Difficulty 3 of 5, importance 5 of 5, 20 minutes*
 #
-# DPO, ORPO and KTO want bad responses, and the most useful ones are the policy's own. S1 sampled them, labelled them and cleaned them. Given are graded samples, several a question: `row["metrics"]` holds `answer_reward` (SubEM) and `reward` (F1). For each row the **first** reason that holds counts:
+# DPO, ORPO and KTO want bad responses, and the most useful ones are the policy's own. S1 sampled them, labelled them and cleaned them. Given are graded samples, several per question: `row["metrics"]` holds `answer_reward` (SubEM) and `reward` (F1). For each row the **first** reason that holds counts:
 #
 # | reason | when |
 # |---|---|
@@ -223,7 +223,7 @@ check(negatives)
 # %%
 if ready("open_book_record", "negatives"):
     def answers_of(model, rows, *, n=1, temperature=0.0, seed=0):
-        """Graded answers, n a row."""
+        """Graded answers, n per row."""
         prompts = [row["prompt"] for row in rows]
         sampling = profile.sampling.settings(max_new_tokens=profile.qa.max_new_tokens, stop_strings=("\n",), temperature=temperature, seed=seed)
         found = complete(model, tokenizer, prompts, n=n, sampling=sampling, batch_size=profile.engine.batch_size)
@@ -295,10 +295,13 @@ EARLIER = {"03": ("tokenize_prompt_and_response", "sft_loss", "rejection_sample"
 TAKES = {"sft": ("tokenize_prompt_and_response", "sft_loss"), "grpo": EARLIER["05"], "orpo": ("tokenize_prompt_and_response", "sequence_log_probs", "orpo_loss"),
          **{name: ("tokenize_prompt_and_response", "sequence_log_probs", "implicit_rewards", f"{name}_loss") for name in ("dpo", "kto")}}
 
-with redirect_stdout(StringIO()):  # it says one line a function; a summary is enough
+with redirect_stdout(StringIO()):  # it says one line per function; a summary is enough
     mine = {name: own_or_reference(lesson, name) for lesson, names in EARLIER.items() for name in names}
 yours = [name for name, function in mine.items() if function is not reference_function(name)]
 print(f"{len(yours)} of the {len(mine)} functions from lessons 03 to 05 are yours{': ' if yours else ''}{', '.join(yours)}; the course's own stand in for the rest.")
+
+# vLLM's arithmetic differs a little from the trainer's; lesson 05's importance weights correct for it.
+SAMPLER = {"importance_cap": 2.0} if profile.engine.name == "vllm" else {}
 
 def train(method, seed=0, rows=None, name=None):
     """A model after one method from the one start, and the seconds that it took."""
@@ -307,8 +310,8 @@ def train(method, seed=0, rows=None, name=None):
     folder = {"functions": {key: mine[key] for key in TAKES[method]}, "tokenizer": tokenizer, "resume": False,
               "out_dir": run_folder() / name if name else None}
     if method == "grpo":
-        settings = GRPOSettings(**common, prompts_per_step=profile.qa.batch_size, samples_per_prompt=profile.qa.group, max_new_tokens=profile.qa.max_new_tokens, stop="\n")
-        run = train_grpo(model, train_rows, settings, reward_fn=qa_reward, **folder)
+        settings = GRPOSettings(**common, **SAMPLER, prompts_per_step=profile.qa.batch_size, samples_per_prompt=profile.qa.group, max_new_tokens=profile.qa.max_new_tokens, stop="\n")
+        run = train_grpo(model, train_rows, settings, reward_fn=qa_reward, engine=profile.engine.name, **folder)
     elif method == "sft":
         run = train_sft(model, rows or train_rows, SFTSettings(**common, batch_size=profile.qa.batch_size), **folder)
     else:
@@ -370,18 +373,18 @@ if ready(*CORE):
 # %% [markdown]
 # A table always has a winner; whether it has a *difference* the interval says. On the tiny model all five shorten the answers, by unequal amounts (the column of words). Which of them also reads better would take more steps, and far more questions, than this budget has.
 #
-# One seed is one throw: other LoRA values, another order, other samples. Further seeds of every method (recorded at depth short) beside yours:
+# One seed is one throw: other LoRA values, another order, other samples. Further seeds of every method (recorded at depth short, there on more questions) beside yours; n is the number of questions behind each mean:
 
 # %%
 if ready(*CORE):
     def with_seed(seed):
         rows = {method: answers_of(train(method, seed)[0], test_rows) for method in METHODS}
-        return {method: {score: float(np.mean(column(graded_rows, score))) for score in ("sub_em", "f1")} for method, graded_rows in rows.items()}
+        return {method: {"n": len(graded_rows)} | {score: float(np.mean(column(graded_rows, score))) for score in ("sub_em", "f1")} for method, graded_rows in rows.items()}
 
-    seeds = recorded_or_live("seeds", lambda: {seed: with_seed(seed) for seed in range(1, 1 + sizes.seeds)})
+    seeds = recorded_or_live("seeds", lambda: {str(seed): with_seed(seed) for seed in range(1, 1 + sizes.seeds)})
     for method in METHODS:
-        runs = [{"sub_em": found[method]["SubEM"][0], "f1": found[method]["F1"][0]}, *(seed[method] for seed in seeds.values())]
-        print(f"{method:5}", "   ".join(f"{label} " + ", ".join(f"{run[score]:.3f}" for run in runs) for label, score in (("SubEM", "sub_em"), ("F1", "f1"))))
+        runs = [{"sub_em": found[method]["SubEM"][0], "f1": found[method]["F1"][0], "n": len(test_rows)}, *(seed[method] for seed in seeds.values())]
+        print(f"{method:5}", "   ".join(f"{label} " + ", ".join(f"{run[score]:.3f} (n {run['n']})" for run in runs) for label, score in (("SubEM", "sub_em"), ("F1", "f1"))))
 
 # %% [markdown]
 # ## The published table: which differences are noise?
@@ -441,7 +444,7 @@ if ready(*CORE):
         return [texts[k : k + n] for k in range(0, len(texts), n)]
 
     def cot_scores(model, rows, words=tokenizer):
-        """SubEM and F1 of the stated answers, one a question."""
+        """SubEM and F1 of the stated answers, one per question."""
         said = [texts[0] for texts in reasoned(model, rows, words)]
         return {name: [score(stated(text), row["answers"]) for text, row in zip(said, rows, strict=True)] for name, score in (("sub_em", sub_em), ("f1", token_f1))}
 
@@ -454,8 +457,8 @@ if ready(*CORE):
             return load_model(profile.path(profile.models.instruct), **place)
         teacher, _ = load_model(profile.path(profile.models.maths), lora=LoraSettings(rank=profile.qa.rank, alpha=2 * profile.qa.rank), **place)
         settings = GRPOSettings(lr=profile.qa.lr["grpo"], max_steps=sizes.steps, prompts_per_step=profile.qa.batch_size, samples_per_prompt=profile.qa.group,
-                                max_new_tokens=profile.qa.reason_tokens, stop="\nQuestion:", progress=False)
-        train_grpo(teacher, rows, settings, tokenizer=tokenizer, reward_fn=stated_reward, functions={name: mine[name] for name in TAKES["grpo"]})
+                                max_new_tokens=profile.qa.reason_tokens, stop="\nQuestion:", progress=False, **SAMPLER)
+        train_grpo(teacher, rows, settings, tokenizer=tokenizer, reward_fn=stated_reward, functions={name: mine[name] for name in TAKES["grpo"]}, engine=profile.engine.name)
         return teacher, tokenizer
 
     def cot_experiment():
@@ -513,7 +516,7 @@ print(f"a gold of {needed} words; the longest here has {longest}, and Natural Qu
 # %%
 if ready(*CORE):
     findings = {
-        "methods": {name: {"sub_em": row["SubEM"][0], "low": row["SubEM"][1], "high": row["SubEM"][2], "f1": row["F1"][0], "f1_low": row["F1"][1], "f1_high": row["F1"][2], "words": row["words"]}
+        "methods": {name: {"sub_em": row["SubEM"][0], "low": row["SubEM"][1], "high": row["SubEM"][2], "f1": row["F1"][0], "f1_low": row["F1"][1], "f1_high": row["F1"][2], "words": row["words"], "n": len(test_rows)}
                     for name, row in found.items()},
         "against_base": {name: {score: list(gap) for score, gap in row.items()} for name, row in gaps.items()},
         "cot": {name: {"sub_em": rows[name]["SubEM"][0], "f1": rows[name]["F1"][0], "low": rows[name]["SubEM"][1], "high": rows[name]["SubEM"][2]} for name in ("base_cot", "sft_cot", "sft_cot_both", "teacher")},
@@ -557,7 +560,8 @@ answer("07-5", "a")
 # %% [markdown]
 # ## With a GPU
 #
-# `use_profile("full")` loads Qwen3-8B-AWQ (6 GB, about 16 to train, as S1 says) and runs these cells on it in its own chat template, without thinking; the teacher is Qwen2.5-7B-Instruct, and `data.qa_train` and `data.qa_test` take any NQ-like file. Predict first: an instruct model is brief when it is asked to be; which of the gains above is left?
+# `use_profile("full")` loads Qwen3-8B-AWQ (6 GB, about 16 to train, as S1 says) and runs these cells on it in its own chat template, without thinking; the teacher is Qwen2.5-7B-Instruct, and `data.qa_train` and `data.qa_test` take any NQ-like file.
+# GRPO samples through vLLM, which reads the packed weights itself and is handed the adapter anew before each step. It takes 40 % of the GPU's memory: below 80 GB call `use_profile("full", "engine.name=transformers")`. Predict first: an instruct model is brief when it is asked to be; which of the gains above is left?
 #
 # ## You have finished
 #
@@ -572,9 +576,14 @@ progress()
 #
 # ## Talk to what you made
 #
-# Base and adapters side by side, with the answer that the grader reads and the reward model's score. `python3 -m workbook demo` is the same in a terminal, `demo --web` as a page.
+# The base in four bits and your five models side by side, with the answer that the grader reads; first a held-out question on which GRPO gained. Type passages, one per line, and then the question. The same in a terminal, of the models that you name:
+# `python3 -m workbook demo --kind qa --model workbook/assets/base-awq --adapter runs/07/tiny-short/sft/adapter --adapter runs/07/tiny-short/grpo/adapter`. Without options it shows those of lessons 03 to 05 and the reward model's score; with `--web` it is a page.
 
 # %%
 from workbook.demo_panel import demo_panel  # noqa: E402
 
-demo_panel()
+if ready(*CORE):
+    gained = next((b["id"] for a, b in changed if b["metrics"]["f1"] > a["metrics"]["f1"]), test_rows[0]["id"])
+    record = next(row for row in test_raw if row["id"] == gained)
+    texts = [text if isinstance(text, str) else text["text"] for text in record["passages"][:5]]
+    demo_panel(kind="qa", templates={"qa": QA}, question="\n".join(" ".join(text.split()) for text in (*texts, record["question"])))

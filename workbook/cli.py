@@ -303,7 +303,7 @@ def demo(
 
     if web:
         from workbook.demo_page import serve
-    loaded = load_demo(adapter or (), model, load_profile(profile or "tiny"))
+    loaded = load_demo(adapter or (), model, load_profile(profile or "tiny"), kind=kind)
     options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     if web:
         serve(loaded, host=host, port=port, **options)

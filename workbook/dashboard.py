@@ -28,12 +28,16 @@ ANSWERS = {"right": ("✓", "#1a7f5a"), "wrong": ("✗", "#b3541e"), "open": ("�
 
 @dataclass(frozen=True)
 class ExerciseRow:
-    """One exercise: its function's name, title, state (a key of STATES) and highest hint taken."""
+    """One exercise: its function's name, title, state (a key of STATES) and highest hint taken.
+
+    further: it stands behind the core path.
+    """
 
     name: str
     title: str
     state: str
     hints: int
+    further: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,16 @@ class Dashboard:
     @property
     def headline(self) -> str:
         """Example: "Lesson 01: 2 of 5 exercises done, 1 of 4 questions right"."""
-        done = sum(row.state == "done" for row in self.exercises)
-        says = f"Lesson {self.lesson}: {done} of {count(len(self.exercises), 'exercise')} done"
+        core = [row for row in self.exercises if not row.further]
+        done = sum(row.state == "done" for row in core)
+        says = f"Lesson {self.lesson}: {done} of {count(len(core), 'exercise')} done"
+        if len(core) < len(self.exercises):
+            extra = sum(row.state == "done" for row in self.exercises) - done
+            says += f", {extra} of {len(self.exercises) - len(core)} further ones"
         if self.questions:
             right = sum(state == "right" for state in self.questions.values())
             says += f", {right} of {count(len(self.questions), 'question')} right"
-        finished = done == len(self.exercises) > 0
+        finished = done == len(core) > 0
         return says + (". You have finished its core path." if finished else "")
 
     @property
@@ -132,7 +140,7 @@ def dashboard(lesson: str, folder: Path | None = None) -> Dashboard:
     """What is done of a lesson, from the evidence in `folder` (default: beside the notebook)."""
     evidence = load(lesson, folder)
     rows = [
-        ExerciseRow(name, entry.title, state, evidence["hints"].get(name, 0))
+        ExerciseRow(name, entry.title, state, evidence["hints"].get(name, 0), entry.further)
         for (name, state), entry in zip(
             lesson_state(lesson, folder), lesson_help(lesson).exercises.values(), strict=True
         )

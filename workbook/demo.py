@@ -5,15 +5,17 @@ model's score. `workbook demo` runs it in a terminal; workbook/demo_panel.py sho
 and workbook/demo_page.py as a web page.
 """
 
+import copy
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 
+from peft import PeftModel
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -32,7 +34,10 @@ MOST_CHARACTERS = 4000
 MOST_TOKENS = 512
 MOST_ADAPTERS = 5
 KINDS = {"maths": "r1_zero", "qa": "qa"}
-OWN_RUNS = ("03/{run}/sft", "04/{run}/dpo", "05/{run}/grpo")
+OWN_RUNS = {
+    "maths": ("03/{run}/sft", "04/{run}/dpo", "05/{run}/grpo"),
+    "qa": tuple(f"07/{{run}}/{method}" for method in ("sft", "dpo", "grpo", "orpo", "kto")),
+}
 EXAMPLES = {
     "maths": "Nils has 4 tulips and Kira has 10 tulips. They put them together. Nils gets 4 more "
     "tulips a day for 3 days. Each tulip costs 3 coins. How many coins do they cost in all?",
@@ -77,7 +82,10 @@ def printable(text: str) -> str:
 
 @dataclass
 class Demo:
-    """Models that answer the same question, and a reward model that may judge them."""
+    """Models that answer the same question, and a reward model that may judge them.
+
+    templates: by kind, in place of the course's own; what the models were trained on.
+    """
 
     models: dict[str, object]
     tokenizer: object
@@ -85,14 +93,14 @@ class Demo:
     stop: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {"maths": ("\nUser:",), "qa": ("\n",)}
     )
+    templates: dict[str, str] = field(default_factory=dict)
 
     def prompt(self, text: str, kind: str) -> str:
         """The text in the template of its kind; of qa the last line is the question.
 
         Raises ValueError, one sentence, for a text that is empty or too long.
         """
-        if kind not in KINDS:
-            raise ValueError(f"There is no kind {kind!r}: take one of {', '.join(KINDS)}.")
+        _require_kind(kind)
         text = printable(text).strip()
         if not text:
             raise ValueError("There is no question: type one.")
@@ -101,7 +109,7 @@ class Demo:
                 f"The question has more than {MOST_CHARACTERS:,} characters: shorten it."
             )
         text = self._without_special_tokens(text)
-        template = load_template(KINDS[kind])
+        template = self.templates.get(kind) or load_template(KINDS[kind])
         if kind == "maths":
             return render(template, question=" ".join(text.split()))
         *passages, question = [line.strip() for line in text.split("\n") if line.strip()]
@@ -161,13 +169,19 @@ class Demo:
                 reply.score = score(model, words, [prompt], [text])[0]
 
 
+def _require_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"There is no kind {kind!r}: take one of {', '.join(KINDS)}.")
+
+
 # ---------------------------------------------------------------- what is loaded
 
 
-def own_adapters(profile: Profile) -> list[Path]:
-    """The newest adapters of lessons 03, 04 and 05 in runs/, of this profile, at most one each."""
+def own_adapters(profile: Profile, kind: str = "maths") -> list[Path]:
+    """Your own in runs/, of this profile, the newest of each: for maths those of lessons 03, 04 and
+    05; for qa the five of lesson 07, which belong to the model in 4 bits."""
     found = []
-    for pattern in OWN_RUNS:
+    for pattern in OWN_RUNS[kind]:
         lesson, _, name = pattern.partition("/{run}/")
         runs = (run_root() / lesson).glob(f"{profile.name}-*/{name}/adapter")
         runs = [path for path in runs if (path / "adapter_config.json").is_file()]
@@ -176,17 +190,29 @@ def own_adapters(profile: Profile) -> list[Path]:
 
 
 def load_demo(
-    adapters: Sequence[str | Path] = (), model: str | None = None, profile: Profile | None = None
+    adapters: Sequence[str | Path] = (),
+    model: str | None = None,
+    profile: Profile | None = None,
+    *,
+    kind: str = "maths",
+    templates: Mapping[str, str] | None = None,
 ) -> Demo:
     """The base model and the adapters: those given, else your own of lessons 03 to 05, else the
     shipped one; with the reward model that the profile names.
 
+    kind: "qa" takes your own of lesson 07, and their base in 4 bits, where neither adapters nor
+        model are given; where there are none, what maths takes.
+    templates: of the demo, by kind.
+
     Raises ValueError, one sentence, for a folder that is no adapter, and for too many.
     """
+    _require_kind(kind)
     profile = profile or load_profile("tiny")
-    name = model or profile.path(profile.models.maths)
+    readers = own_adapters(profile, "qa") if kind == "qa" and not (adapters or model) else []
+    name = profile.path(profile.models.awq) if readers else model
+    name = name or profile.path(profile.models.maths)
     place = {"device": profile.engine.device, "dtype": profile.engine.dtype}
-    chosen = [Path(path) for path in adapters] or own_adapters(profile)
+    chosen = readers or [Path(path) for path in adapters] or own_adapters(profile)
     if not chosen and not model and profile.models.adapter:
         chosen = [Path(profile.path(profile.models.adapter))]
     if len(chosen) > MOST_ADAPTERS:
@@ -198,12 +224,25 @@ def load_demo(
     for path in chosen:
         if not (path / "adapter_config.json").is_file():
             raise ValueError(f"{path} is no adapter: a folder with adapter_config.json is wanted.")
-        tuned, _ = load_model(name, adapter=str(path), trainable_adapter=False, **place)
-        models[unique(short_name(path), models)] = tuned.eval()
+        models[unique(short_name(path), models)] = with_adapter(base, path)
     judge = None
-    if profile.models.reward and not model:
+    if profile.models.reward and not (model or readers):
         judge = load_reward_model(name, adapter=profile.path(profile.models.reward), **place)
-    return Demo(models, tokenizer, judge)
+    return Demo(models, tokenizer, judge, templates=dict(templates or {}))
+
+
+def with_adapter(base, path: Path):
+    """The base with an adapter, around the same weights: five of them cost hardly more than one.
+
+    Raises ValueError, one sentence, for an adapter of another model.
+    """
+    shared = {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())}
+    try:
+        tuned = PeftModel.from_pretrained(copy.deepcopy(base, shared), str(path))
+    except (OSError, ValueError, RuntimeError) as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(f"The adapter {path} does not fit the base model: {said}") from error
+    return tuned.eval()
 
 
 def short_name(path: Path) -> str:

@@ -14,11 +14,11 @@ from workbook.widgets import show_widget
 class DemoPanel:
     """A question, buttons, and a column for each model; answers are written by a thread."""
 
-    def __init__(self, demo: Demo):
+    def __init__(self, demo: Demo, kind: str = "maths", question: str | None = None):
         self.demo, self.stopping, self.thread = demo, threading.Event(), None
-        self.question = widgets.Textarea(EXAMPLES["maths"], rows=3, description="Question")
+        self.question = widgets.Textarea(question or EXAMPLES[kind], rows=3, description="Question")
         self.question.layout.width = "46em"
-        self.kind = widgets.Dropdown(options=list(KINDS), value="maths", description="Kind")
+        self.kind = widgets.Dropdown(options=list(KINDS), value=kind, description="Kind")
         self.temperature = widgets.FloatSlider(
             0.0, min=0.0, max=1.5, step=0.1, description="Temperature"
         )
@@ -80,18 +80,29 @@ def reply_html(reply: Reply) -> str:
     )
 
 
-def demo_panel(adapters=(), model: str | None = None) -> None:
+def demo_panel(
+    adapters=(),
+    model: str | None = None,
+    *,
+    kind: str = "maths",
+    question: str | None = None,
+    templates=None,
+) -> None:
     """Show the panel, and under it one question answered greedily, which stays on the web.
 
-    adapters: folders; your own of lessons 03 to 05 where none is given, else the shipped one.
+    adapters: folders; your own where none is given, else the shipped one. kind: "qa" takes your
+    own of lesson 07. question: the first one, if it is not too long, in place of the example.
+    templates: by kind, where the models were trained on others than the course's.
     """
     profile = active_profile()
-    demo = load_demo(adapters, model, profile)
-    show_widget(DemoPanel(demo).box)
+    demo = load_demo(adapters, model, profile, kind=kind, templates=templates)
+    if not question or len(question) > MOST_CHARACTERS:
+        question = EXAMPLES[kind]
+    show_widget(DemoPanel(demo, kind, question).box)
     longest = min(96, profile.sampling.max_new_tokens)
-    *_, replies = demo.replies(EXAMPLES["maths"], max_new_tokens=longest)
+    *_, replies = demo.replies(question, kind, max_new_tokens=longest)
     cells = "".join(
         f"<td style='vertical-align:top;text-align:left'>{reply_html(r)}</td>" for r in replies
     )
-    asked = html.escape(EXAMPLES["maths"])
+    asked = html.escape(question).replace("\n", "<br>")
     display(HTML(f"<table><caption>{asked}</caption><tr>{cells}</tr></table>"))

@@ -42,13 +42,14 @@ class Exercise(BaseModel):
     """One exercise: its title, reference function, hints, and the line said on a pass.
 
     parts: functions of helpers that do the exercise's own work; to call one is to use the
-    reference.
+    reference. further: it stands behind the core path.
     """
 
     model_config = ConfigDict(extra="forbid")
     title: str
     reference: DottedName
     parts: list[DottedName] = []
+    further: bool = False
     learnt: str
     hints: Annotated[list[str], Field(min_length=3, max_length=3)]
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from helpers.overrides import value_of
 from workbook.progress import course_root
 
 Depth = Literal["short", "full", "smoke"]
@@ -171,7 +172,8 @@ class GRPOSizes(_Section):
     qa_steps: Count  # of a cell of the table of prompts, samples and betas
     qa_problems: Count
     ladder: list[Annotated[float, Field(gt=0)]]  # learning rates
-    seeds: list[Annotated[int, Field(ge=0)]]  # of what is recorded
+    main_seeds: list[Annotated[int, Field(ge=0)]]  # of the main run
+    seeds: list[Annotated[int, Field(ge=0)]]  # of the other recorded runs
 
 
 class DPO(_Section):
@@ -295,10 +297,7 @@ def load_profile(name: str, depth: str = "short", overrides=()) -> Profile:
 
     Raises: ProfileError, one sentence that names the profile and the field.
     """
-    if name not in PROFILES:
-        raise ProfileError(f'There is no profile "{name}": take one of {", ".join(PROFILES)}.')
-    if depth not in DEPTHS:
-        raise ProfileError(f'There is no depth "{depth}": take one of {", ".join(DEPTHS)}.')
+    check_names(name, depth)
     values = yaml.safe_load(_config(name).read_text(encoding="utf-8"))
     values |= {"name": name, "depth": depth, "sizes": values["sizes"].get(depth, {})}
     for override in overrides:
@@ -312,13 +311,21 @@ def load_profile(name: str, depth: str = "short", overrides=()) -> Profile:
         raise ProfileError(message) from error
 
 
+def check_names(name: str, depth: str) -> None:
+    """Raises ProfileError for a profile or a depth that there is not."""
+    if name not in PROFILES:
+        raise ProfileError(f'There is no profile "{name}": take one of {", ".join(PROFILES)}.')
+    if depth not in DEPTHS:
+        raise ProfileError(f'There is no depth "{depth}": take one of {", ".join(DEPTHS)}.')
+
+
 def _config(name: str) -> Path:
     return Path(__file__).parent / "configs" / f"{name}.yaml"
 
 
 def _apply(values: dict, override: str) -> None:
     """Set `section.key=value` in place; the value is read as YAML."""
-    key, equals, text = override.partition("=")
+    key, equals, _ = override.partition("=")
     section, _, field = key.strip().partition(".")
     fields = Profile.model_fields
     kind = fields[section].annotation if section in fields else None
@@ -332,7 +339,10 @@ def _apply(values: dict, override: str) -> None:
         near = get_close_matches(key.strip(), known, n=1)
         example = f"{near[0]}=..." if near else "sampling.temperature=0.7"
         raise ProfileError(f'"{override}" is no setting of a profile; write it like {example}.')
-    values[section] = {**values[section], field: yaml.safe_load(text)}
+    try:
+        values[section] = {**values[section], field: value_of(override)}
+    except ValueError as error:
+        raise ProfileError(str(error)) from error
 
 
 def use_profile(name: str = "tiny", *overrides: str) -> Profile:

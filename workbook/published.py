@@ -3,13 +3,18 @@
 import functools
 import html
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from workbook.hints import CourseFileError, read_course_file
 from workbook.recorded import read_recorded
+
+DASH = "–"
+Keys = list[str | int]  # a path: keys may hold dots and spaces, a number is a place in a list
+Finding = str | Keys | list[Keys]  # a path with dots, a path, or several paths
 
 
 class Figure(BaseModel):
@@ -23,7 +28,17 @@ class Figure(BaseModel):
     measured: str
     unit: Literal["share", "count", "score"] = "share"
     lessons: Annotated[list[str], Field(min_length=1)]
-    finding: str | list[str] | None = None  # what stands beside it, as "key" or "key.key.key"
+    finding: Finding | dict[str, Finding] | None = None  # what stands beside it; a dict names ours
+    found_in: str | None = None  # the one of its lessons whose findings hold it
+    absent: str | None = None  # why nothing stands beside it, in two or three words
+
+    @model_validator(mode="after")
+    def _says_what_stands_beside_it(self):
+        if (self.finding is None) == (self.absent is None):
+            raise ValueError("needs either finding or absent")
+        if self.finding and len(self.lessons) > 1 and self.found_in not in self.lessons:
+            raise ValueError("needs found_in: the one of its lessons whose findings hold it")
+        return self
 
     @property
     def source(self) -> str:
@@ -38,14 +53,25 @@ class Figure(BaseModel):
 
     def own_text(self, findings: dict) -> str:
         """What these findings hold beside it; several values, as of several seeds, with commas."""
-        own = own_value(findings, self.finding)
-        values = own if isinstance(own, (list, tuple)) else [own]
-        return ", ".join(number_text(value, self.unit) for value in values)
+        if self.finding is None:
+            return self.absent
+        named = self.finding if isinstance(self.finding, dict) else {"": self.finding}
+        texts = []
+        for name, finding in named.items():
+            own = own_value(findings, finding)
+            values = own if isinstance(own, (list, tuple)) else [own]
+            if own is not None:
+                joined = (" and " if self.is_pair else ", ").join(
+                    number_text(value, self.unit) for value in values
+                )
+                texts.append(f"{joined} ({name})" if name else joined)
+        return "; ".join(texts) or DASH
 
 
 class _Projects(BaseModel):
     model_config = ConfigDict(extra="forbid")
     projects: dict[str, str]
+    page_only: list[str]
     figures: dict[str, Figure]
 
 
@@ -94,23 +120,41 @@ def published_group(prefix: str) -> dict[str, Figure]:
     return found
 
 
-def own_value(findings: dict, finding: str | list[str] | None):
-    """The value of findings.json under a key, or under keys of keys; None where there is none.
+def is_page_only(name: str) -> bool:
+    """Whether a figure stands on docs/results.md and not in the README's shorter table."""
+    return any(fnmatchcase(name, pattern) for pattern in _read().page_only)
 
-    Example: `own_value({"methods": {"sft": {"f1": 0.5}}}, "methods.sft.f1")` is 0.5
+
+def own_value(findings: dict, finding: Finding | None):
+    """The value of findings.json under a path of keys; None where there is none.
+
+    finding: "key.key"; or a list of keys, where they hold dots or a number stands for a place in
+    a list; or a list of such lists: several values, and None where one is missing.
+
+    Example:
+        >>> own_value({"P2 8 0.02": {"f1": [0.5, 0.6]}}, ["P2 8 0.02", "f1", 1])
+        0.6
     """
-    if isinstance(finding, list):
-        values = [own_value(findings, name) for name in finding]
+    keys = finding.split(".") if isinstance(finding, str) else finding
+    if not keys:
+        return None
+    if isinstance(keys[0], list):
+        values = [own_value(findings, each) for each in keys]
         return None if None in values else values
-    for key in finding.split(".") if finding else [None]:
-        findings = findings.get(key) if isinstance(findings, dict) else None
+    for key in keys:
+        if isinstance(findings, dict):
+            findings = findings.get(str(key))
+        elif isinstance(findings, (list, tuple)) and isinstance(key, int) and key < len(findings):
+            findings = findings[key]
+        else:
+            return None
     return findings
 
 
 def number_text(value: float | None, unit: str) -> str:
     """A value as it is shown: shares in percent, counts whole, a missing one as a dash."""
     if value is None:
-        return "–"
+        return DASH
     if unit == "share":
         return f"{100 * value:.1f} %" if value >= 0.01 or value == 0 else f"{100 * value:.2f} %"
     return f"{value:,.0f}" if unit == "count" else f"{value:.3f}"
@@ -146,7 +190,11 @@ def comparison_table(lesson: str, findings: dict, ids: list[str] | None = None) 
 
     Example: `comparison_table("01", findings, ["s0.format_rate"])`
     """
-    known = {name: e for name, e in published_figures(lesson).items() if e.finding}
+    known = {
+        name: entry
+        for name, entry in published_figures(lesson).items()
+        if entry.finding and entry.found_in in (None, lesson)
+    }
     entries = {name: published(name) for name in ids} if ids else known
     recorded = read_recorded(lesson)
     rows = []

@@ -60,6 +60,9 @@ def reading_table() -> pd.DataFrame:
 
 
 def _places(functions: list[str]) -> str:
-    """The first with its module, the others by name."""
-    first, *others = functions or [""]
-    return ", ".join([f"helpers.{first}" if first else "", *(o.split(".")[-1] for o in others)])
+    """The functions by name, the first of each module with it."""
+    places, last = [], ""
+    for module, name in (function.split(".") for function in functions):
+        places.append(name if module == last else f"helpers.{module}.{name}")
+        last = module
+    return ", ".join(places)

@@ -6,9 +6,12 @@ longer cells. `python3 -m workbook run 03 --depth full --record` writes it.
 
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from workbook.check import code_hash
+from workbook.hints import lesson_help, lessons_with_help
 from workbook.profiles import active_profile
 from workbook.progress import course_root, current_lesson, digest, run_root, write_json
 
@@ -28,8 +31,9 @@ def recorded_or_live(name: str, run: Callable[[], object]):
     """The result of a long part of a lesson: recorded at depth short, run at full and smoke.
 
     Returns plain JSON values (keys are texts) and prints which of the two it is. At full a result
-    is kept, so that a run that was stopped goes on where it was. Where nothing is recorded for
-    the profile, the part runs.
+    is kept, so that a run that was stopped goes on where it was; it is for the part's own code,
+    the profile and the learner's functions as they were. Where nothing is recorded for the
+    profile, the part runs.
 
     Example: `sweep = recorded_or_live("sweep", lambda: {n: accuracy(n) for n in sizes})`
     """
@@ -44,11 +48,19 @@ def recorded_or_live(name: str, run: Callable[[], object]):
             return stored["parts"][name]
     path = _parts_file(lesson, profile)
     parts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    key = digest(inspect.getsource(run))  # a part that was written anew runs anew
+    key = _state_of(run, profile, lesson)
     if profile.depth != "full" or parts.get(name, {}).get("code") != key:
         parts[name] = {"code": key, "value": json.loads(json.dumps(run(), allow_nan=False))}
         write_json(path, parts)
     return parts[name]["value"]
+
+
+def _state_of(run: Callable, profile, lesson: str) -> str:
+    """A hash of what a part's result hangs on: its code, the settings, the learner's functions."""
+    notebook = vars(sys.modules["__main__"])
+    exercises = lesson_help(lesson).exercises if lesson in lessons_with_help() else ()
+    mine = [code_hash(notebook[name]) for name in exercises if name in notebook]
+    return digest("\n".join([inspect.getsource(run), profile.model_dump_json(), *mine]))
 
 
 def _parts_file(lesson: str, profile) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from helpers.plotting import training_curves
 from workbook.dashboard import STATES, Dashboard, dashboard
 from workbook.hints import lessons_with_help
+from workbook.main_numbers import main_numbers
 from workbook.own_file import OwnFunctions, collect, own_program
 from workbook.panel import count
 from workbook.progress import course_root, run_root, write_text
@@ -165,7 +166,7 @@ def runs_part(lessons: list[Lesson]) -> str:
                 facts.get("depth"),
                 cost,
                 f"{trained:.0f} s",
-                _main_numbers(facts),
+                main_numbers(lesson.number, facts),
             )
         )
     says = (
@@ -184,16 +185,6 @@ def runs_part(lessons: list[Lesson]) -> str:
 def _summaries(lesson: Lesson) -> list[dict]:
     found = [_read(path) for path in sorted(lesson.folder.glob("*/summary.json"))]
     return [each for each in found if isinstance(each, dict)]
-
-
-def _main_numbers(findings: dict, most: int = 6) -> str:
-    """The first plain numbers of findings.json."""
-    named = [
-        (name, value)
-        for name, value in findings.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "seconds"
-    ]
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in named[:most]) or "-"
 
 
 def curves_part(lessons: list[Lesson]) -> str:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from workbook.build import Source, find_source, read_source, sources
-from workbook.profiles import load_profile
+from workbook.profiles import check_names, load_profile
 from workbook.progress import course_root, run_root, write_json
 from workbook.published import comparison_table
 from workbook.recorded import record as record_findings
@@ -80,7 +80,8 @@ def execute(
 
     runs: the folder for what the lesson writes; `runs/` when not given.
 
-    Raises: RunError in one sentence when a cell fails, takes too long, or the kernel dies.
+    Raises: RunError in one sentence when a cell fails, takes too long, or the kernel dies;
+    ProfileError before it starts.
     """
     facts = dict(zip(("profile", "depth"), chosen(profile, depth), strict=True))
     runs = runs or run_root()
@@ -117,9 +118,14 @@ def _drop_progress_bars(notebook) -> None:
 
 
 def chosen(profile: str | None, depth: str | None) -> tuple[str, str]:
-    """Profile and depth: as given, else WORKBOOK_PROFILE and _DEPTH, else tiny and short."""
+    """Profile and depth: as given, else WORKBOOK_PROFILE and _DEPTH, else tiny and short.
+
+    Raises: ProfileError for others than there are.
+    """
     profile = profile or os.environ.get("WORKBOOK_PROFILE") or "tiny"
-    return profile, depth or os.environ.get("WORKBOOK_DEPTH") or "short"
+    depth = depth or os.environ.get("WORKBOOK_DEPTH") or "short"
+    check_names(profile, depth)
+    return profile, depth
 
 
 def _environment(facts: dict, overrides, runs: Path, folder: Path) -> dict[str, str]:

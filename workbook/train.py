@@ -16,6 +16,7 @@ from helpers.data import LoadReport, load_records
 from helpers.data.conversation import turns_of
 from helpers.data.registry import load_registered
 from helpers.models import LoraSettings, load_model, load_reward_model
+from helpers.overrides import value_of
 from helpers.prompts import load_template, render, render_passages
 from helpers.training import (
     GRPOSettings,
@@ -193,13 +194,13 @@ def read_config(kind: str, config: str | Path, overrides: Sequence[str] = ()):
 
 def _apply(override: str, values: dict, known: Sequence[str]) -> None:
     """Set `key=value` or `section.key=value` in place; the value is read as YAML."""
-    key, equals, text = override.partition("=")
+    key, equals, _ = override.partition("=")
     section, _, field = key.strip().partition(".")
     if not equals or key.strip() not in known:
         near = get_close_matches(key.strip(), known, n=1)
         example = f"{near[0]}=..." if near else "lr=1e-4"
         raise ValueError(f"{override!r} is no setting of this training; write it like {example}.")
-    value = yaml.safe_load(text)
+    value = value_of(override)
     if field:
         values[section] = {**(values.get(section) or {}), field: value}
     else:

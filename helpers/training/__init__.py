@@ -6,9 +6,10 @@ loop.py        the optimiser step, over micro-batches and processes
 checkpoint.py  write, find and load checkpoints
 run.py         the run and its folder
 method.py      what a method adds to the loop
-pairs.py       two responses in one row, behind one prompt
 cached_reference.py  log-probabilities under the reference policy
 sft.py, reward.py, preference.py (pairwise.py, kto.py)
+
+Two responses in one row, behind one prompt: helpers/shared_rows.py.
 
 Reinforcement learning, whose examples are sampled at each step:
 

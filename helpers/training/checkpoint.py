@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from helpers.evaluation import write_json
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+VALUE_HEAD = "value_head."  # what the names of its parameters start with
 
 
 @contextmanager
@@ -126,10 +127,15 @@ def _optimizer_tensors(parameters, optimizer) -> dict[str, torch.Tensor]:
 
 
 def fingerprint(parameters: dict[str, torch.nn.Parameter]) -> str:
-    """A short description of the weights: other weights give another one, at little cost."""
+    """A short description of the weights: other weights give another one, at little cost.
+
+    Without PPO's value head: it is 0 at the start of every run and taken off at its end, so a model
+    that was trained in this session comes back without it.
+    """
+    own = {name: p for name, p in parameters.items() if not name.startswith(VALUE_HEAD)}
     with torch.no_grad():
-        sums = [f"{p.sum().item():.8e} {p.abs().sum().item():.8e}" for p in parameters.values()]
-    return f"{len(parameters)} tensors, {hash_of(list(parameters), sums)}"
+        sums = [f"{p.sum().item():.8e} {p.abs().sum().item():.8e}" for p in own.values()]
+    return f"{len(own)} tensors, {hash_of(list(own), sums)}"
 
 
 def hash_of(*parts: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from helpers.decoding import window_of
 from helpers.logprobs import response_log_probs
 from helpers.losses import policy_gradient_loss
 from helpers.policy_losses import gspo_loss, importance_weights
@@ -14,7 +15,7 @@ from helpers.reference import Reference
 from helpers.rewards import r1_zero_reward
 from helpers.training.engines import Engine
 from helpers.training.grpo_step import PARTS, grpo_step
-from helpers.training.method import Batch, checked_functions, longest_sequence
+from helpers.training.method import Batch, checked_functions
 from helpers.training.rl_run import run_rollouts
 from helpers.training.rl_settings import GRPOSettings
 from helpers.training.rollout_loop import RolloutLoop
@@ -91,7 +92,7 @@ def train_grpo(
     chosen = checked_functions(functions or {}, FUNCTIONS)
     check_own_step(chosen, settings)
     kind = partial(GRPO, settings=settings, functions=chosen, reward_fn=reward_fn)
-    window = longest_sequence(model)
+    window = window_of(model)
     method, held_out = (
         None if rows is None else kind(Tasks(rows, tokenizer, settings.max_new_tokens, window))
         for rows in (data, eval_data)

@@ -39,7 +39,7 @@ class KTO(ReferenceMethod):
         self.pad = tokenizer.pad_token_id
         if self.pad is None:
             self.pad = tokenizer.eos_token_id
-        self.reference, self.rows, labels, texts, used = {}, [], [], [], []
+        self.reference, self.rows, self.places, labels, texts, used = {}, [], [], [], [], []
         examples = list(labelled(data))
         report = DataReport(len(examples))
         for place, prompt, completion, label in examples:
@@ -52,6 +52,7 @@ class KTO(ReferenceMethod):
                 report.leave_out(f"longer than {max_length} tokens", place)
                 continue
             self.rows.append(row)
+            self.places.append(place)
             labels.append(label)
             used.append((prompt, completion))
         self.report = report.finish(len(self.rows))

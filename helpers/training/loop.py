@@ -127,6 +127,7 @@ class Loop:
             **self.method.metrics(sums),
             "seconds": round(self.seconds, 4),
         }
+        bad_rows = [self.method.places[row] for row in bad_rows]
         if problem:
             record |= {"skipped": problem, "rows": bad_rows}
         if self.held_out and (self.step % (self.settings.eval_every or self.total) == 0):
@@ -194,7 +195,7 @@ class Loop:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if problem else 0
         if problem:
             self.skipped += 1
-            where = f" (among examples {', '.join(map(str, bad_rows))})" if bad_rows else ""
+            where = f" (among rows {', '.join(map(str, bad_rows))} of the data)" if bad_rows else ""
             warnings.warn(
                 f"Step {self.step} was skipped: {problem}{where}; the weights stay.", stacklevel=4
             )

@@ -24,12 +24,14 @@ class Method(ABC):
     Before held-out examples are evaluated, batch by batch, it calls before_evaluation.
 
     name: of the method. unit: what `weight` counts, as it is logged. lengths: tokens of each
-    usable example. report: what was left out or cut.
+    usable example. places: the row of the data that each of them was. report: what was left out or
+    cut.
     """
 
     name: str
     unit: str
     lengths: list[int]
+    places: list[int]
     report: dict[str, Any]
 
     def prepare(self, model, pieces: Sequence[Sequence[int]]) -> list[Batch]:
@@ -85,11 +87,6 @@ def text_of(example: Mapping[str, Any], column: str, row: int) -> str:
             f"Row {row} of the data: {column} holds {example[column]!r}, which is no text."
         )
     return example[column]
-
-
-def longest_sequence(model) -> int:
-    """The tokens that a model can read at once."""
-    return getattr(model.config, "max_position_embeddings", None) or 1_000_000
 
 
 class DataReport:

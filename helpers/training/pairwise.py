@@ -36,7 +36,7 @@ class Pairs(ReferenceMethod):
         self.pad = tokenizer.pad_token_id
         if self.pad is None:
             self.pad = tokenizer.eos_token_id
-        self.reference, self.pairs, texts = {}, [], []
+        self.reference, self.pairs, self.places, texts = {}, [], [], []
         report = DataReport(len(data))
         for place, example in enumerate(data):
             prompt, *sides = (text_of(example, key, place) for key in ("prompt", *self.names))
@@ -49,6 +49,7 @@ class Pairs(ReferenceMethod):
                 report.leave_out(f"longer than {max_length} tokens", place)
                 continue
             self.pairs.append(rows)
+            self.places.append(place)
         self.report = report.finish(len(self.pairs))
         self.digest = data_digest(texts)
         self.rows_hash = rows_hash([row for pair in self.pairs for row in pair], functions)

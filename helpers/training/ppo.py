@@ -9,13 +9,14 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
+from helpers.decoding import window_of
 from helpers.logprobs import response_log_probs
 from helpers.losses import aggregate, grpo_clip_loss, kl_estimate
 from helpers.policy_losses import gae, value_loss, whiten
 from helpers.rewards import r1_zero_reward
 from helpers.shared_rows import padded
 from helpers.training.engines import Engine
-from helpers.training.method import Batch, checked_functions, longest_sequence
+from helpers.training.method import Batch, checked_functions
 from helpers.training.rl_run import run_rollouts
 from helpers.training.rl_settings import PPOSettings
 from helpers.training.rollout_loop import RolloutLoop
@@ -74,7 +75,7 @@ def train_ppo(
     """
     chosen = checked_functions(functions or {}, FUNCTIONS)
     kind = partial(PPO, settings=settings, functions=chosen, reward_fn=reward_fn)
-    window = longest_sequence(model)
+    window = window_of(model)
     method, held_out = (
         None if rows is None else kind(Tasks(rows, tokenizer, settings.max_new_tokens, window))
         for rows in (data, eval_data)

@@ -5,12 +5,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from helpers import losses as reference_losses
+from helpers.decoding import window_of
 from helpers.logprobs import sequence_log_probs, tokenize_prompt_and_response
 from helpers.losses import implicit_rewards, kto_reference_point
 from helpers.training.cached_reference import use_reference
 from helpers.training.kto import KTO
 from helpers.training.loop import run_training
-from helpers.training.method import checked_functions, longest_sequence
+from helpers.training.method import checked_functions
 from helpers.training.pairwise import REFERENCE_FREE, Pairs, loss_name
 from helpers.training.run import Run, RunFolder, identity_of
 from helpers.training.settings import PreferenceSettings
@@ -76,7 +77,7 @@ def train_preference(
     """
     check_settings(method, settings)
     chosen = checked_functions(functions or {}, functions_of(method))
-    max_length = settings.max_length or longest_sequence(model)
+    max_length = settings.max_length or window_of(model)
     parts = {"train": data} | ({} if eval_data is None else {"eval": eval_data})
     kind = KTO if method == "kto" else Pairs
     methods = {

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from helpers.decoding import window_of
 from helpers.losses import bradley_terry_loss
 from helpers.reward_models import encode, encode_prompt, pool_last_token
 from helpers.shared_rows import SharedLayout, padded, plain_places, shared_columns
@@ -16,7 +17,6 @@ from helpers.training.method import (
     Method,
     checked_functions,
     data_digest,
-    longest_sequence,
     text_of,
 )
 from helpers.training.run import Run, RunFolder, identity_of
@@ -59,7 +59,7 @@ def train_reward_model(
         0.91
     """
     chosen = checked_functions(functions or {}, FUNCTIONS)
-    max_length = settings.max_length or longest_sequence(model)
+    max_length = settings.max_length or window_of(model)
     method = RewardModelling(data, tokenizer, settings, chosen, max_length)
     held_out = None
     if eval_data is not None:
@@ -100,6 +100,7 @@ class RewardModelling(Method):
         self.pool = functions["pool_last_token"]
         self.center_coefficient = settings.center_coefficient
         report, self.pairs, self.margins, read = DataReport(len(data)), [], [], []
+        self.places = []
         for place, example in enumerate(data):
             texts = [text_of(example, name, place) for name in ("prompt", "chosen", "rejected")]
             margin = example.get("margin")
@@ -111,6 +112,7 @@ class RewardModelling(Method):
                 report.leave_out(f"longer than {max_length} tokens", place)
             else:
                 self.pairs.append(pair)
+                self.places.append(place)
                 self.margins.append(0.0 if margin is None else float(margin))
         self.report = report.finish(len(self.pairs))
         self.digest = data_digest(read)

@@ -4,19 +4,23 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from helpers.evaluation import write_jsonl
 from helpers.reference import Reference, freeze_reference
-from helpers.reward_functions import reward_identity
+from helpers.reward_functions import graders_of, reward_identity
+from helpers.rewards import qa_reward, r1_zero_reward
 from helpers.training.engines import Engine, make_engine
 from helpers.training.loop import run_training, trainable_parameters
 from helpers.training.rl_settings import RolloutSettings
 from helpers.training.rollout_loop import RolloutLoop
 from helpers.training.rollout_method import RolloutMethod
-from helpers.training.rollouts import read_rollouts
+from helpers.training.rollouts import Tasks, read_rollouts
 from helpers.training.run import REFERENCE, ROLLOUTS, Run, RunFolder, identity_of
+
+GOLDS = {r1_zero_reward: (str,), qa_reward: (str, list, tuple)}  # what the graders read
 
 
 def run_rollouts(
@@ -32,6 +36,8 @@ def run_rollouts(
     engine: str | Engine,
 ) -> Run:
     """Train `model` by `method`; see `train_grpo`."""
+    for tasks in (part.tasks for part in (method, held_out) if part is not None):
+        check_golds(tasks, method.reward_fn)
     named = {**method.functions, "reward_fn": method.reward_fn}
     identity = identity_of(method.name, settings, method.tasks.digest, named)
     identity["reward"] = reward_identity(method.reward_fn)
@@ -55,6 +61,25 @@ def run_rollouts(
         groups = read_rollouts(out_dir)
         run.rollouts = [group for group in groups if group["step"] == groups[-1]["step"]]
     return run
+
+
+def check_golds(tasks: Tasks, reward_fn: Callable) -> None:
+    """Raises ValueError for a gold answer that a grader of the course, which the reward function
+    is or is made of, cannot read: before the first step, and not when its prompt is drawn."""
+    for grader in graders_of(reward_fn):
+        wanted = GOLDS.get(grader)
+        for place, gold in zip(tasks.places, tasks.golds, strict=True):
+            if wanted and not _is_readable(gold, wanted):
+                kind = "a text" if wanted == (str,) else "a text or a list of texts"
+                raise ValueError(
+                    f"Row {place} of the data: {grader.__name__} needs {kind} as gold_answer or "
+                    f"answers, but there is {'none' if gold is None else repr(gold)}."
+                )
+
+
+def _is_readable(gold: Any, wanted: tuple[type, ...]) -> bool:
+    texts = [gold] if isinstance(gold, str) else gold
+    return isinstance(gold, wanted) and all(isinstance(text, str) for text in texts)
 
 
 def start_of(model, folder: RunFolder) -> Reference:

@@ -68,7 +68,8 @@ class GRPOSettings(RolloutSettings):
     Relatives of GRPO: Dr. GRPO is scale="none" with reduction="constant"; RLOO is
     baseline="leave_one_out", scale="none"; DAPO is clip_high=0.28, reduction="token_mean",
     resampling=..., mask_truncated=True; GSPO is loss="gspo" with clip_low=3e-4, clip_high=4e-4;
-    REINFORCE++ with its group baseline is scale="batch"; MaxRL is scale="mean".
+    REINFORCE++ with its group baseline (Hu et al. 2025, arXiv 2501.03262) is scale="batch"; MaxRL
+    (Tajwar et al. 2026, arXiv 2602.02710) is scale="mean", for rewards of 0 or more.
     """
 
     loss: str = setting(
@@ -84,7 +85,8 @@ class GRPOSettings(RolloutSettings):
     )
     scale: str = setting(
         "std",
-        "what advantages are divided by: std of their group, none, batch (std of all), or mean",
+        "what advantages are divided by: std of their group, none, batch (std of all), or mean "
+        "(rewards of 0 or more)",
         choices=("std", "none", "batch", "mean"),
     )
     resampling: int = setting(

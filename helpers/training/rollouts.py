@@ -1,6 +1,5 @@
 """The responses of one step: sampled, graded, and known to every process."""
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from helpers.evaluation import read_jsonl
 from helpers.reward_functions import REWARD_PARTS, grade_all
 from helpers.rollout import Completion, SamplingSettings
 from helpers.training.method import DataReport, data_digest, text_of
@@ -24,12 +24,13 @@ class Tasks:
     """The prompts, tokenised once, with the gold answers that the reward function is given.
 
     data: rows with the text `prompt`, and with `answers` or `gold_answer` where there is a gold.
-    A prompt that leaves no room for max_new_tokens in the window is left out, counted and named.
+    A prompt that leaves no room for max_new_tokens in the window is left out, counted and named;
+    places: the rows of the data that the others were.
     """
 
     def __init__(self, data, tokenizer, max_new_tokens: int, window: int):
         report = DataReport(len(data))
-        self.prompts, self.token_ids, self.golds, read = [], [], [], []
+        self.places, self.prompts, self.token_ids, self.golds, read = [], [], [], [], []
         for place, example in enumerate(data):
             prompt, gold = text_of(example, "prompt", place), gold_of(example)
             read.append((prompt, gold))
@@ -41,6 +42,7 @@ class Tasks:
                     f"prompt and {max_new_tokens} new tokens are over {window} tokens", place
                 )
             else:
+                self.places.append(place)
                 self.prompts.append(prompt)
                 self.token_ids.append(ids)
                 self.golds.append(gold)
@@ -128,14 +130,14 @@ def grade(
     for row, parts in zip(each, graded, strict=True):
         if not math.isfinite(parts["reward"]):
             warnings.warn(
-                f"A response to prompt {row} has the reward {parts['reward']}: its group is left "
-                "out of the step.",
+                f"A response to row {tasks.places[row]} of the data has the reward "
+                f"{parts['reward']}: its group is left out of the step.",
                 stacklevel=5,
             )
             break
     return [
         {
-            "row": row,
+            "row": tasks.places[row],
             "prompt": tasks.prompts[row],
             "gold": tasks.golds[row],
             "text": completion.text,
@@ -211,10 +213,4 @@ def read_rollouts(folder: str | Path) -> list[dict[str, Any]]:
 
     A line that a kill left half written ends the list.
     """
-    path, groups = Path(folder) / ROLLOUTS, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            groups.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return groups
+    return read_jsonl(Path(folder) / ROLLOUTS)

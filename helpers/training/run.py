@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers.utils import logging as transformers_logging
 
-from helpers.evaluation import write_json, write_jsonl
+from helpers.evaluation import read_jsonl, write_json, write_jsonl
 from helpers.training import checkpoint
 from helpers.training.checkpoint import fingerprint, hash_of
 
@@ -77,7 +77,7 @@ class RunFolder:
             state = checkpoint.read_state(newest)
             checkpoint.load_tensors(newest, loop.parameters, loop.optimizer)
             loop.restore(state)
-        run.metrics = [row for row in self._logged() if row["step"] <= loop.step]
+        run.metrics = [row for row in read_jsonl(self.path / METRICS) if row["step"] <= loop.step]
         loop.accelerator.wait_for_everyone()
         if loop.accelerator.is_main_process:
             write_jsonl(self.path / METRICS, run.metrics)
@@ -175,16 +175,6 @@ class RunFolder:
         if newest is not None:  # a model that was trained here and is given again
             known.append(checkpoint.read_state(newest)["weights"])
         return "" if start in known else "it started from other weights"
-
-    def _logged(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, but for one that a kill left half written."""
-        path, rows = self.path / METRICS, []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
 
     def _save_model(self, model) -> str:
         """The model or adapter in the hub's own format, with its tokenizer; renamed into place."""

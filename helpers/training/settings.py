@@ -8,6 +8,8 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from helpers.overrides import value_of
+
 # Sections of a configuration file that say what is trained, on what, and where it is written; they
 # belong to the command line, which reads them itself.
 OTHER_SECTIONS = ("model", "lora", "data", "reward", "engine", "out")
@@ -215,10 +217,10 @@ class PreferenceSettings(TrainSettings):
 
 
 def _split(override: str) -> tuple[str, Any]:
-    name, equals, text = override.partition("=")
+    name, equals, _ = override.partition("=")
     if not equals:
         raise ValueError(f"{override!r} is no setting: write it like lr=1e-4.")
-    return name.strip(), yaml.safe_load(text)
+    return name.strip(), value_of(override)
 
 
 def _read(name: str, value: Any, hint: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from helpers.decoding import window_of
 from helpers.logprobs import response_log_probs, tokenize_prompt_and_response
 from helpers.losses import sft_loss
 from helpers.training.loop import run_training
@@ -16,7 +17,6 @@ from helpers.training.method import (
     Method,
     checked_functions,
     data_digest,
-    longest_sequence,
     text_of,
 )
 from helpers.training.run import Run, RunFolder, identity_of
@@ -67,7 +67,7 @@ def train_sft(
         [2.31, 1.87]
     """
     chosen = checked_functions(functions or {}, FUNCTIONS)
-    max_length = settings.max_length or longest_sequence(model)
+    max_length = settings.max_length or window_of(model)
     method = SFT(data, tokenizer, settings, chosen, max_length)
     held_out = None
     if eval_data is not None:
@@ -99,20 +99,23 @@ class SFT(Method):
         self.packed = settings.batching == "packed"
         self.loss_function = functions["sft_loss"]
         tokenize = functions["tokenize_prompt_and_response"]
-        report, self.rows, texts = DataReport(len(data)), [], []
+        report, self.rows, self.places, texts = DataReport(len(data)), [], [], []
         for place, example in enumerate(data):
             prompt, response = (text_of(example, name, place) for name in ("prompt", "response"))
             texts.append((prompt, response))
             if not response.strip():
                 report.leave_out("empty response", place)
                 continue
-            row = tokenized_row(tokenize, prompt, response, tokenizer, settings, max_length)
+            parts = (tokenize, prompt, response, tokenizer, settings)
+            row = tokenized_row(*parts, max_length)
             if row is None:
                 report.leave_out(f"the prompt fills all {max_length} tokens", place)
                 continue
-            if len(row.labels) + 1 == max_length:
+            size = len(row.labels)
+            if size + 1 == max_length and len(tokenized_row(*parts, max_length + 1).labels) > size:
                 report.note_cut(f"the response ends at {max_length} tokens", place)
             self.rows.append(row)
+            self.places.append(place)
         self.report = report.finish(len(self.rows))
         self.digest = data_digest(texts)
         self.lengths = [len(row.labels) for row in self.rows]

@@ -14,7 +14,8 @@ from helpers.training import GRPOSettings, PPOSettings, train_grpo, train_ppo
 pytestmark = pytest.mark.engines
 pytest.importorskip("vllm", reason="vLLM is not in this environment")
 
-BASE = Path(__file__).parents[2] / "workbook" / "assets" / "base"
+ASSETS = Path(__file__).parents[2] / "workbook" / "assets"
+BASE = ASSETS / "base"
 PROMPTS = [f"Question: What is {a} plus {b}?\nAnswer:" for a in range(2, 6) for b in (3, 7)]
 DATA = [{"prompt": prompt, "gold_answer": ""} for prompt in PROMPTS]
 STEPS = 6
@@ -26,8 +27,8 @@ def short_answer(response: str, gold: str) -> dict[str, float]:
     return {"format_reward": short, "answer_reward": short, "reward": short}
 
 
-def train(engine: str, **changes):
-    model, tokenizer = load_model(BASE, lora=LoraSettings(rank=8), device="cpu")
+def train(engine: str, base=BASE, dtype="auto", **changes):
+    model, tokenizer = load_model(base, lora=LoraSettings(rank=8), device="cpu", dtype=dtype)
     settings = GRPOSettings(max_steps=STEPS, prompts_per_step=8, samples_per_prompt=8,
                             max_new_tokens=24, lr=2e-3, seed=1, progress=False, **changes)
     run = train_grpo(model, DATA, settings, tokenizer=tokenizer, reward_fn=short_answer,
@@ -70,6 +71,25 @@ def test_half_precision_is_sampled_in_half_precision():
     assert weights == pytest.approx([1.0] * STEPS, abs=0.05) and set(weights) != {1.0}
     rewards = [record["reward_mean"] for record in metrics]
     assert max(rewards[-2:]) > rewards[0] + 0.15, rewards
+
+
+def test_adapters_over_an_awq_base_learn_from_its_samples():
+    """As lesson 07 trains on the full profile: the packed base is vLLM's, the adapter is pushed."""
+    model, tokenizer, metrics = train("vllm", ASSETS / "base-awq", "bfloat16", importance_cap=2.0)
+    rewards = [record["reward_mean"] for record in metrics]
+    assert max(rewards[-2:]) > rewards[0] + 0.15, rewards
+    weights = [record["importance_weight"] for record in metrics]
+    assert weights == pytest.approx([1.0] * STEPS, abs=0.05) and set(weights) != {1.0}
+    greedy = SamplingSettings(temperature=0, max_new_tokens=24)
+    lengths = [
+        sum(len(c.text) for c in generate(model, tokenizer, PROMPTS, sampling=greedy, engine=e))
+        for e in ("transformers", "vllm")
+    ]
+    with model.disable_adapter():
+        before = generate(model, tokenizer, PROMPTS, sampling=greedy)
+    # Half precision may tell two greedy texts apart, but not the policy from what it was.
+    assert lengths[1] < 0.8 * sum(len(c.text) for c in before), (lengths, before)
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.25)
 
 
 def test_a_run_is_repeated_exactly():

@@ -1,4 +1,4 @@
-"""Lessons 05 and 06 on the full profile, rehearsed on miniatures with vLLM as the sampler.
+"""Lessons 05, 06 and 07 on the full profile, rehearsed on miniatures with vLLM as the sampler.
 
 Run by `python3 -m workbook test --engines`, in an environment of its own.
 """
@@ -29,13 +29,25 @@ def rehearsed(lesson: str, runs: Path) -> dict:
     return json.loads(found.read_text(encoding="utf-8"))
 
 
+def importance_caps(lesson: str, runs: Path) -> list[float | None]:
+    """Of every GRPO run that the lesson kept."""
+    settings = [json.loads(path.read_text(encoding="utf-8"))["settings"]
+                for path in runs.glob(f"rehearsal/{lesson}/**/settings.json")]
+    return [s["importance_cap"] for s in settings if "importance_cap" in s]
+
+
 def test_every_cell_of_lessons_05_and_06_runs_through_vllm(tmp_path):
     assert rehearsed("05", tmp_path)["profile"] == "full"
-    settings = [json.loads(path.read_text(encoding="utf-8"))["settings"]
-                for path in tmp_path.glob("rehearsal/05/**/settings.json")]
     # Only a sampler with an arithmetic of its own is corrected for.
-    assert settings and all(s["importance_cap"] == 2.0 for s in settings if "importance_cap" in s)
-    # In the same folder of runs: lesson 06 asks the adapter that lesson 05 has just trained.
+    assert set(importance_caps("05", tmp_path)) == {2.0}
+    # In the same folder of runs: the adapter that lesson 05 has just trained belongs to the maths
+    # model, and lesson 06 asks the instruct model.
     found = rehearsed("06", tmp_path)
     assert found["profile"] == "full"
-    assert set(found["strategies"]["tree_of_thought"]) == {"base", "tuned"}
+    assert set(found["strategies"]["tree_of_thought"]) == {"base"}
+
+
+def test_every_cell_of_lesson_07_runs_with_vllm_over_the_awq_base(tmp_path):
+    found = rehearsed("07", tmp_path)
+    assert found["profile"] == "full" and found["methods"]["grpo"]["n"] > 0
+    assert importance_caps("07", tmp_path) == [2.0]

@@ -72,6 +72,16 @@ def test_a_folder_is_read_like_the_run(tiny_random_model, tmp_path):
         diagnose(tmp_path)
 
 
+def test_a_torn_last_line_is_left_out_and_a_run_without_a_step_is_said(tiny_random_model, tmp_path):
+    assert names(tiny_random_model, lr=1e-9, out_dir=tmp_path) == ["stuck loss"]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(file.read_text() + '{"step": 99, "lo')
+    assert [symptom.name for symptom in diagnose(tmp_path)] == ["stuck loss"]
+    file.write_text("")
+    with pytest.raises(ValueError, match="has logged no step"):
+        diagnose(tmp_path)
+
+
 def test_a_diagnosis_reads_as_sentences(tiny_random_model):
     model, tokenizer = tiny_random_model
     settings = SFTSettings(num_epochs=5, batch_size=4, lr=1e-9, progress=False)

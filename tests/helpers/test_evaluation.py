@@ -24,11 +24,15 @@ from helpers.evaluation import (
     paired_test,
     pass_at_k,
     preference_report,
+    read_jsonl,
     summarise,
     wilson_interval,
     write_json,
     write_jsonl,
 )
+from helpers.models import load_reward_model
+from helpers.reward_functions import weighted_sum
+from helpers.reward_models import from_model
 from helpers.rewards import qa_reward, r1_zero_reward
 from helpers.rollout import Completion, SamplingSettings
 
@@ -104,6 +108,27 @@ def test_a_reward_function_of_ones_own_is_checked(returned):
 
     with pytest.raises(ValueError, match="my_reward must return.*format_reward"):
         grade_completions(MATHS[:1], [completion("18")], my_reward, prompts=["?"])
+
+
+def test_a_reward_function_is_given_the_prompt_that_was_answered(tiny_folder):
+    model, tokenizer = load_reward_model(tiny_folder, device="cpu")
+    judge = from_model(model, tokenizer)
+    answers, prompts = [completion(RIGHT), completion(PLAIN)], ["9 + 9?", "2 + 2?"]
+    rows = grade_completions(MATHS, answers, weighted_sum((0.0, r1_zero_reward), (1.0, judge)),
+                             prompts=prompts)
+    for row, answer, prompt in zip(rows, answers, prompts, strict=True):
+        wanted = judge(answer.text, prompt=prompt)["reward"]
+        assert row["metrics"]["reward"] == pytest.approx(wanted, abs=1e-5)
+        assert wanted != pytest.approx(judge(answer.text, prompt="")["reward"], abs=1e-5)
+        assert list(row["metrics"]) == ["format_reward", "answer_reward", "reward"]
+
+
+def test_a_prompt_that_is_too_long_is_not_given_to_a_reward_model(tiny_folder):
+    reward = from_model(*load_reward_model(tiny_folder, device="cpu"))
+    row, = grade_completions(MATHS[:1], [completion("", "prompt_too_long")], reward,
+                             prompts=["18 " * 4000])
+    assert set(row["metrics"].values()) == {0.0}
+    assert row["failure_category"] == "prompt_too_long"
 
 
 def test_what_does_not_fit_together_is_said():
@@ -223,6 +248,16 @@ def test_files_are_replaced_whole_and_hold_any_text(tmp_path):
         write_json(path, {"x": object()})
     assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
     assert "价格" in path.read_text(encoding="utf-8")
+
+
+def test_jsonl_is_read_as_it_was_written_up_to_a_torn_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert read_jsonl(path) == []
+    rows = [{"text": "one\u2028two\u2029three\u0085four\n"}, {"text": ""}]
+    write_jsonl(path, rows)
+    assert read_jsonl(path) == rows
+    path.write_text(path.read_text(encoding="utf-8") + '{"text": "tor', encoding="utf-8")
+    assert read_jsonl(path) == rows
 
 
 # ---------------------------------------------------------------- preferences

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +13,12 @@ from helpers.logprobs import pad_prompt_and_response, response_log_probs
 from helpers.losses import group_advantages, grpo_clip_loss
 from helpers.models import LoraSettings
 from helpers.reference import freeze_reference
-from helpers.training import GRPOSettings
+from helpers.reward_functions import weighted_sum
+from helpers.rewards import qa_reward, r1_zero_reward
+from helpers.training import GRPOSettings, train_grpo
 from helpers.training.grpo import FUNCTIONS, GRPO
 from helpers.training.grpo_step import grpo_step
+from helpers.training.rl_run import check_golds
 from helpers.training.rollouts import read_rollouts
 from tests.helpers.grpo_world import (
     DATA,
@@ -239,6 +244,49 @@ def test_own_functions_are_used(tiny_folder):
         train(tiny_folder, functions={"group_advantages": lambda rewards, size, **_: rewards[:4]})
     with pytest.raises(ValueError, match="grpo_step must return"):
         train(tiny_folder, functions={"grpo_step": lambda *inputs, **options: 1.0})
+
+
+@pytest.mark.parametrize("reward_fn", [
+    r1_zero_reward, partial(r1_zero_reward, spacing="exact"),
+    weighted_sum((1.0, vowels), (1.0, r1_zero_reward))])
+@pytest.mark.parametrize("gold, shown", [({}, "none"), ({"gold_answer": 4}, "4"),
+                                         ({"answers": ["4"]}, r"\['4'\]")])
+@pytest.mark.filterwarnings("ignore:1 of 3 examples left out")
+def test_a_gold_that_the_grader_cannot_read_is_named_at_the_start(
+    tiny_random_model, reward_fn, gold, shown
+):
+    model, tokenizer = tiny_random_model
+    rows = [{"prompt": "", "gold_answer": "1"}, DATA[0], {"prompt": "2 + 2 =", **gold}]
+    sentence = f"Row 2 of the data: r1_zero_reward needs a text as gold.*but there is {shown}"
+    with pytest.raises(ValueError, match=sentence):
+        train_grpo(model, rows, settings(), tokenizer=tokenizer, reward_fn=reward_fn)
+    with pytest.raises(ValueError, match=sentence):
+        train_grpo(model, DATA, settings(), tokenizer=tokenizer, reward_fn=reward_fn,
+                   eval_data=rows)
+
+
+def test_qa_takes_a_text_or_texts_and_a_reward_of_your_own_anything():
+    def tasks(*golds):
+        return SimpleNamespace(places=range(len(golds)), golds=golds)
+
+    check_golds(tasks("Ana", ["Ana", "Ben"]), qa_reward)
+    check_golds(tasks(None, 3, {}), vowels)
+    with pytest.raises(ValueError, match="Row 1 of the data: qa_reward needs a text or a list"):
+        check_golds(tasks("Ana", [3]), qa_reward)
+
+
+def test_rows_are_those_of_the_data_also_where_a_prompt_was_left_out(tiny_folder, tmp_path):
+    data = [{"prompt": "", "gold_answer": "0"}, *DATA]
+
+    def broken(response, gold):
+        return parts(math.nan if gold == "0" else vowels(response, gold)["reward"])
+
+    with pytest.warns(UserWarning) as caught:
+        train(tiny_folder, tmp_path, data=data, reward_fn=broken, prompts_per_step=6, max_steps=1)
+    for group in read_rollouts(tmp_path):
+        assert data[group["row"]]["prompt"] == group["prompt"]
+    said = [str(warning.message) for warning in caught]
+    assert any("A response to row 1 of the data has the reward nan" in text for text in said)
 
 
 def test_a_reward_that_is_no_number_leaves_its_group_out(tiny_folder, tmp_path):

@@ -159,9 +159,12 @@ def test_awq_layer_answers_in_the_dtype_of_its_input(dtype):
     assert layer(torch.randn(2, 64, dtype=dtype)).dtype == dtype
 
 
-def test_merging_into_packed_weights_is_an_error_and_not_a_change_of_a_copy():
+@pytest.mark.parametrize("safe", [True, False])
+def test_merging_into_packed_weights_is_an_error_and_not_a_change_of_a_copy(safe):
     layer = AwqLinear.from_linear(nn.Linear(64, 16), group_size=64)
     model = nn.Sequential(layer, nn.Linear(16, 2))
     peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["0"]))
-    with pytest.raises(RuntimeError):
-        peft_model.merge_and_unload()
+    words = layer.qweight.clone()
+    with pytest.raises(RuntimeError, match="packed 4-bit weights.*helpers.models.merge_adapter"):
+        peft_model.merge_and_unload(safe_merge=safe)
+    assert torch.equal(layer.qweight, words)

@@ -10,7 +10,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import log_softmax
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 import helpers.logprobs as logprobs
 from helpers.logprobs import (
@@ -260,3 +269,39 @@ def test_entropy():
     expected = torch.distributions.Categorical(logits=logits).entropy()
     torch.testing.assert_close(entropy(logits), expected)
     assert entropy(logits.to(torch.bfloat16)).dtype == torch.float32
+
+
+SMALL = {
+    "vocab_size": 100, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0,
+    "bos_token_id": None, "eos_token_id": None,
+}
+SCALED = {
+    "gemma2": (Gemma2Config(**SMALL, final_logit_softcapping=0.2), Gemma2ForCausalLM),
+    "granite": (GraniteConfig(**SMALL, logits_scaling=0.05), GraniteForCausalLM),
+    "cohere": (CohereConfig(**SMALL, logit_scale=16.0), CohereForCausalLM),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_models_that_change_their_logits_behind_the_output_layer(name):
+    config, kind = SCALED[name]
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    batch = pad_prompt_and_response(PROMPTS, RESPONSES, pad_token_id=0)
+    mask = batch["response_mask"]
+    found = response_log_probs(model, **batch, temperature=0.7, return_entropy=True)
+    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        expected = by_hand(model, prompt, response, temperature=0.7)
+        torch.testing.assert_close(found["log_probs"][row][mask[row]], expected)
+    assert found["log_probs"].requires_grad
+
+
+def test_an_unknown_change_of_the_logits_is_refused():
+    class Halved(CountsUp):
+        def forward(self, input_ids, **kwargs):
+            return type("Output", (), {"logits": super().forward(input_ids).logits / 2})
+
+    batch = pad_prompt_and_response([[5]], [[6, 8]], pad_token_id=0)
+    with pytest.raises(ValueError, match="Halved changes its logits behind the output layer"):
+        response_log_probs(Halved(), **batch)

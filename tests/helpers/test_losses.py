@@ -191,6 +191,14 @@ def test_group_advantages_golden(options, expected):
     near(group_advantages(f64([1, 0, 0, 0]), 4, **options), expected, atol=5e-5)
 
 
+def test_a_negative_reward_has_no_mean_scale():
+    """Divided by a group's mean of -2, the worse of two rewards would get the advantage."""
+    with pytest.raises(ValueError, match="scale=\"mean\" is for rewards of 0 or more.*-3"):
+        group_advantages(torch.tensor([-1.0, -3.0]), 2, scale="mean")
+    better, worse = group_advantages(torch.tensor([-1.0, -3.0]), 2, scale="std").tolist()
+    assert better > 0 > worse
+
+
 def test_batch_scale_is_the_std_of_the_centred_rewards():
     rewards = f64([1, 0, 5, 2])
     centred = f64([0.5, -0.5, 1.5, -1.5])

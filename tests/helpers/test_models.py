@@ -119,6 +119,16 @@ def test_settings_that_cannot_be(folder):
         LoraSettings(rank=0)
     with pytest.raises(ValueError, match="dropout"):
         LoraSettings(dropout=1.0)
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda or mps.*'gpu'"):
+        load_model(folder, device="gpu")
+
+
+def test_a_truncated_file_of_weights_is_one_sentence(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(OSError, match="The model folder .* cannot be read: ") as caught:
+        load_model(folder, device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_folders_are_named(folder, tmp_path):

@@ -82,13 +82,15 @@ def test_curves_take_records_that_lack_a_metric(tmp_path):
 
 
 def test_the_best_of_a_column_is_bold_and_counts_are_not(tmp_path):
-    rows = {"base": {"F1": 0.41, "n": 500, "tag": 0.0},
-            "DPO": {"F1": (0.515, 0.5, 0.53), "n": 500, "tag": 0.0}}  # where all are equal, none
+    # Where all are equal none is bold, and where two are best both are; lengths have no best.
+    rows = {"base": {"F1": 0.41, "n": 500, "tag": 0.0, "length": 30.0},
+            "DPO": {"F1": (0.515, 0.5, 0.53), "n": 500, "tag": 0.0, "length": 40.0},
+            "KTO": {"F1": 0.515, "n": 500, "tag": 0.0, "length": 50.0}}
     axes = draw(plotting.method_table(rows, title="t"), tmp_path)
     cells = axes.tables[0].get_celld()
     bold = {place for place, cell in cells.items()
             if cell.get_text().get_fontweight() == "bold" and place[0] > 0 and place[1] >= 0}
-    assert bold == {(2, 0)}
+    assert bold == {(2, 0), (3, 0)}
     assert cells[2, 0].get_text().get_text() == "0.515 [0.500, 0.530]"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from statistics import fmean
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from helpers.logprobs import pad_prompt_and_response, response_log_probs
 from helpers.losses import grpo_clip_loss, masked_mean
 from helpers.policy_losses import gae, value_loss, whiten
+from helpers.training import train_ppo
 from helpers.training.engines import TransformersEngine
 from helpers.training.ppo import FUNCTIONS, PPO, value_head
 from helpers.training.rollout_loop import RolloutLoop
@@ -129,6 +131,26 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_weights(tiny_folder, tmp_
     for name, parameter in whole.model.named_parameters():
         assert torch.equal(parameter, found[name]), name
     assert [row["kl"] for row in again.metrics] == [row["kl"] for row in whole.metrics]
+
+
+def test_the_same_model_goes_on_in_the_same_session(tiny_folder, tmp_path):
+    """Its value head is gone by then, and 0 when it is made anew."""
+    def stop_button(run, record):
+        if record["step"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    model, tokenizer = fresh(tiny_folder)
+    options = {"tokenizer": tokenizer, "reward_fn": vowels, "out_dir": tmp_path / "run"}
+    chosen = settings(max_steps=3, beta=0.1)
+    part = train_ppo(model, DATA, chosen, callbacks=[stop_button], **options)
+    assert part.summary["steps"] == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = train_ppo(model, DATA, chosen, **options)
+    assert [row["step"] for row in whole.metrics] == [1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    for name, parameter in train(tiny_folder, beta=0.1).model.named_parameters():
+        assert torch.equal(parameter, dict(model.named_parameters())[name]), name
 
 
 def test_the_kl_penalty_is_taken_off_each_token(tiny_folder):

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from helpers.layers import AwqLinear
@@ -200,6 +201,14 @@ def test_layouts_that_are_not_read_are_named(checkpoints, tmp_path, change, mess
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
         load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("variant", [{"use_dora": True}, {"lora_bias": True}])
+def test_an_adapter_that_is_no_plain_lora_is_not_merged(checkpoints, tmp_path, variant):
+    model, tokenizer = load(checkpoints, "qwen2", None, lora=None)
+    peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], **variant))
+    with pytest.raises(ValueError, match="no plain LoRA"):
+        merge_adapter(peft_model, tokenizer, tmp_path / "merged")
 
 
 @pytest.mark.parametrize("architecture", BIASES)

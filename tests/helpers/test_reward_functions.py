@@ -4,7 +4,7 @@ import pytest
 
 from helpers.models import load_reward_model
 from helpers.reward_functions import grade_all, reward_identity, weighted_sum
-from helpers.reward_models import from_model
+from helpers.reward_models import from_model, score
 from helpers.rewards import r1_zero_reward
 
 RIGHT = "so 2 </think> <answer>2</answer>"
@@ -27,9 +27,11 @@ def test_a_grader_gets_response_and_gold_and_the_prompt_where_it_asks_for_it():
 
 def test_a_sum_keeps_the_first_terms_parts_and_each_reward():
     both = weighted_sum((1.0, r1_zero_reward), (0.5, lambda response, gold: parts(3.0)))
-    found = both(RIGHT, "2")
+    found = both(RIGHT, "2", prompt="1 + 1?")
     assert found == {"format_reward": 1.0, "answer_reward": 1.0, "reward": 2.5, "reward_1": 1.0,
                      "reward_2": 3.0}
+    with pytest.raises(TypeError, match="prompt"):
+        both(RIGHT, "2")
     assert both.identity.startswith("1 r1_zero_reward + 0.5 ")
     with pytest.raises(ValueError, match="takes pairs"):
         weighted_sum()
@@ -52,3 +54,15 @@ def test_a_reward_model_scores_many_at_once_as_one_by_one(tiny_folder):
 def test_another_answer_is_refused_in_a_sentence(answer):
     with pytest.raises(ValueError, match="must return a dict with the numbers format_reward, "):
         grade_all(lambda response, gold: answer, ["p"], ["r"], ["g"])
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_pool_that_fails_leaves_the_model_in_its_mode(tiny_folder, is_training):
+    def broken(token_rewards, attention_mask):
+        raise RuntimeError("my pool")
+
+    model, tokenizer = load_reward_model(tiny_folder, device="cpu")
+    model.train(is_training)
+    with pytest.raises(RuntimeError, match="my pool"):
+        score(model, tokenizer, ["Nora has"], [" 12"], pool=broken)
+    assert model.training == is_training

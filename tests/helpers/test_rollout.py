@@ -362,6 +362,22 @@ def test_adapters_are_merged_while_decoding_and_the_weights_come_back(tiny_rando
     assert not any(getattr(layer, "merged", False) for layer in peft_model.modules())
 
 
+@pytest.mark.parametrize("variant", [{"use_dora": True}, {"lora_bias": True}])
+def test_adapters_that_are_no_plain_lora_are_not_merged(tiny_random_model, variant):
+    model, tokenizer = tiny_random_model
+    names = ["q_proj", "v_proj"]  # layers that have a bias
+    peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=names, **variant))
+    torch.manual_seed(0)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.3)
+    sampled, = generate(peft_model, tokenizer, PROMPTS[:1], sampling=GREEDY)
+    batch = pad_prompt_and_response([sampled.prompt_token_ids], [sampled.token_ids], 0)
+    with torch.no_grad():
+        scores = response_log_probs(peft_model, **batch)["log_probs"][batch["response_mask"]]
+    torch.testing.assert_close(torch.tensor(sampled.log_probs), scores, atol=1e-4, rtol=0)
+
+
 def test_progress_counts_completions(tiny_random_model, capsys):
     model, tokenizer = tiny_random_model
     generate(model, tokenizer, PROMPTS, n=2, sampling=SAMPLED, progress=True)

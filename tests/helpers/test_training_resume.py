@@ -1,5 +1,6 @@
 """helpers.training: a run that is killed anywhere goes on to the same weights, bit for bit."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from helpers.training import (
     train_reward_model,
     train_sft,
 )
+from helpers.training import checkpoint as checkpoints
 
 WORDS = "Nora has 12 apples and buys 30 more .".split()
 LORA = LoraSettings(rank=4, dropout=0.1)  # dropout draws from the random states
@@ -73,40 +75,78 @@ def die_at_line(number, total):
     sys.settrace(trace)
 
 
-def in_child(method, folder, out, kill_at):
-    """A run in a forked child that is killed at a line; returns (exit code, lines executed)."""
-    context = multiprocessing.get_context("fork")
-    total = context.Value("i", 0, lock=False)
+def die_at_call(name, number):
+    """Kill this process when it calls a function of checkpoint.py for the nth time."""
+    real, calls = getattr(checkpoints, name), itertools.count(1)
+
+    def call(*args):
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+
+    setattr(checkpoints, name, call)
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def in_child(method, folder, out, prepare):
+    """A run in a forked child, where `prepare` is called before it; returns the exit code."""
 
     def body():
-        die_at_line(kill_at, total)
+        prepare()
         train(method, folder, out)
 
-    child = context.Process(target=body)
+    child = FORK.Process(target=body)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # a fork of a process with threads
         child.start()
     child.join(60)
-    return child.exitcode, total.value
+    return child.exitcode
+
+
+def assert_it_goes_on(method, folder, out, whole):
+    """The run in `out` ends with the weights and the files of one that was never killed."""
+    resumed = train(method, folder, out)
+    assert_same(resumed, whole)
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    assert logged == resumed.metrics
+    assert json.loads((out / "summary.json").read_text())["status"] == "finished"
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000006"]
+    reference = ["reference.safetensors"] if method == "dpo" else []
+    assert sorted(path.name for path in out.iterdir()) == [
+        "adapter", "checkpoints", "metrics.jsonl", *reference, "settings.json", "summary.json"]
 
 
 @pytest.mark.parametrize("method, kills", [("sft", 8), ("reward", 2), ("dpo", 4)])
 def test_killed_anywhere_it_goes_on_to_the_same_weights(method, kills, tiny_folder, tmp_path):
-    whole = train(method, tiny_folder, None)
-    code, lines = in_child(method, tiny_folder, tmp_path / "whole", -1)
-    assert code == 0 and lines > 200
+    whole, total = train(method, tiny_folder, None), FORK.Value("i", 0, lock=False)
+    assert in_child(method, tiny_folder, tmp_path / "whole", lambda: die_at_line(-1, total)) == 0
+    lines = total.value
+    assert lines > 200
     for kill_at in np.linspace(lines * 0.25, lines - 2, kills).astype(int):
-        out = tmp_path / str(kill_at)
-        assert in_child(method, tiny_folder, out, kill_at)[0] == -signal.SIGKILL
-        resumed = train(method, tiny_folder, out)
-        assert_same(resumed, whole)
-        logged = [json.loads(line) for line in (out / "metrics.jsonl").open()]
-        assert logged == resumed.metrics
-        assert json.loads((out / "summary.json").read_text())["status"] == "finished"
-        assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000006"]
-        reference = ["reference.safetensors"] if method == "dpo" else []
-        assert sorted(path.name for path in out.iterdir()) == [
-            "adapter", "checkpoints", "metrics.jsonl", *reference, "settings.json", "summary.json"]
+        out, total.value = tmp_path / str(kill_at), 0
+        code = in_child(method, tiny_folder, out, lambda at=kill_at: die_at_line(at, total))
+        assert code == -signal.SIGKILL
+        assert_it_goes_on(method, tiny_folder, out, whole)
+
+
+@pytest.mark.parametrize("name, number, left", [
+    ("save_checkpoint", 1, []),  # two steps are logged, and none is kept
+    ("save_file", 2, [".step-00000002"]),  # weights without the optimiser's moments
+    ("write_json", 1, [".step-00000002"]),
+    ("write_json", 2, [".step-00000004", "step-00000002"]),
+    ("write_json", 3, [".step-00000006", "step-00000004"]),
+])
+def test_killed_before_and_inside_a_checkpoint_it_goes_on(
+    name, number, left, tiny_folder, tmp_path
+):
+    out = tmp_path / "run"
+    code = in_child("sft", tiny_folder, out, lambda: die_at_call(name, number))
+    assert code == -signal.SIGKILL and (out / "metrics.jsonl").exists()
+    found = sorted(path.name for path in out.glob("checkpoints/*"))
+    assert [path.rsplit(".", 1)[0] if path.startswith(".") else path for path in found] == left
+    assert_it_goes_on("sft", tiny_folder, out, train("sft", tiny_folder, None))
 
 
 def test_an_interrupt_ends_after_the_step_and_the_run_goes_on_later(tiny_folder, tmp_path):

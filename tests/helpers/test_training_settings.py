@@ -26,6 +26,12 @@ def test_a_wrong_value_is_named_in_one_sentence(change, sentence):
     assert sentence in str(error.value)
 
 
+def test_a_value_that_is_no_yaml_is_answered_in_one_sentence(tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 0.1")
+    with pytest.raises(ValueError, match=r"^'lr=\[1' has a value that cannot be read: [^\n]*$"):
+        SFTSettings.from_yaml(tmp_path / "a.yaml", "lr=[1")
+
+
 def test_settings_load_from_yaml_and_overrides(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("model: {name: x}\nlr: 2e-4\nnum_epochs: 3\nbatch_size: 4\n")

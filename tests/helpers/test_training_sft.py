@@ -130,6 +130,29 @@ def test_what_cannot_be_trained_on_is_named_and_counted(tiny_folder):
     assert run.metrics[0]["loss"] > 0
 
 
+def test_a_skipped_step_names_rows_of_the_data(tiny_folder):
+    """Not places among the examples that are left: row 0 was never used."""
+    data = [{"prompt": "empty", "response": " "}, *DATA]
+    with pytest.warns(UserWarning) as caught:
+        run = train(load_model(tiny_folder, device="cpu"), data, batch_size=len(DATA), num_epochs=1,
+                    functions={"sft_loss": broken_at(1)})
+    wanted = list(range(1, len(data)))
+    assert sorted(run.metrics[0]["rows"]) == wanted
+    said = next(text for text in map(str, (w.message for w in caught)) if "skipped" in text)
+    named = said.partition("among rows ")[2].partition(" of the data")[0]
+    assert sorted(map(int, named.split(", "))) == wanted
+
+
+def test_an_example_that_just_fits_is_not_counted_as_cut(tiny_folder):
+    _, tokenizer = load_model(tiny_folder, device="cpu")
+    length = 1 + SFT(DATA[:1], tokenizer, settings(), FUNCTIONS, 256).lengths[0]
+    fits = SFT(DATA[:1], tokenizer, settings(), FUNCTIONS, length)
+    assert fits.lengths == [length - 1] and fits.report["cut"] == {}
+    with pytest.warns(UserWarning, match=f"cut: the response ends at {length - 1} tokens"):
+        cut = SFT(DATA[:1], tokenizer, settings(), FUNCTIONS, length - 1)
+    assert cut.lengths == [length - 2]
+
+
 @pytest.mark.parametrize("data, sentence", [
     ([{"prompt": "a", "answer": "b"}], "Row 0 of the data has prompt, answer, but response"),
     ([{"prompt": "a", "response": 3}], "Row 0 of the data: response holds 3, which is no text"),
@@ -157,7 +180,7 @@ def broken_at(*steps):
 
 def test_a_loss_that_is_no_number_skips_its_step(tiny_folder, tmp_path):
     weights = []
-    with pytest.warns(UserWarning, match="Step 2 was skipped: the loss is nan .among examples"):
+    with pytest.warns(UserWarning, match="Step 2 was skipped: the loss is nan .among rows"):
         run = train(
             load_model(tiny_folder, device="cpu"), batch_size=4, num_epochs=2,
             functions={"sft_loss": broken_at(2)}, out_dir=tmp_path,

@@ -19,10 +19,21 @@ model, tokenizer = load_model(base, adapter=start, device="cpu")
 settings = GRPOSettings(max_steps=5000, prompts_per_step=2, samples_per_prompt=2,
                         max_new_tokens=4, progress=False)
 monitor = live_monitor("reward_mean", "length", draw=metric_grid, stop_button=True)
+
+def brevity(response, gold):
+    return {"format_reward": 0.0, "answer_reward": 0.0, "reward": -float(len(response))}
+
 run = train_grpo(model, [{"prompt": "3 + 4 =", "gold_answer": "7"}] * 4, settings,
-                 tokenizer=tokenizer, callbacks=[monitor])
+                 tokenizer=tokenizer, reward_fn=brevity, callbacks=[monitor])
 """
-AFTER = "print(run.summary['status'], run.summary['steps'] == len(run.metrics) > 0)"
+AFTER = """
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
+
+before, learnt = load_file(f"{start}/adapter_model.safetensors"), get_peft_model_state_dict(model)
+moved = max(float(abs(learnt[name] - tensor).max()) for name, tensor in before.items())
+print(run.summary["status"], run.summary["steps"] == len(run.metrics) > 0, moved > 1e-6)
+"""
 
 
 @pytest.mark.parametrize("way", ["the button", "the kernel's interrupt"])
@@ -47,6 +58,6 @@ def test_a_run_that_is_stopped_ends_after_its_step_and_goes_on_to_the_next_cell(
             choose(page, "Kernel", "Interrupt Kernel")
         expect(cell.get_by_role("button", name="Interrupted")).to_be_visible(timeout=60_000)
         page.screenshot(path=tmp_path / "stopped.png")
-        assert "interrupted True" in run_cell(find_cell(page, "print(run.summary"))
+        assert "interrupted True True" in run_cell(find_cell(page, "print(run.summary"))
         save(page)
     assert errors(notebook) == []

@@ -1,5 +1,7 @@
 """The judges of the bug hunts: a right loop passes, each bug parts the curves where it should."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from torch.nn.functional import log_softmax, softplus
@@ -24,7 +26,7 @@ ROWS = [{"prompt": f"Ben has {n} eggs and buys {n % 7} more. A:", "response": f"
         for n in range(STEPS * SIZE)]
 
 
-def loop_with(*, by_id=False, zero_inside=False, rising=False):
+def loop_with(*, by_id=False, mean_of_means=False, zero_inside=False, rising=False):
     def loop(model, tokenizer, rows):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
         losses = []
@@ -47,7 +49,9 @@ def loop_with(*, by_id=False, zero_inside=False, rising=False):
                     optimizer.zero_grad()
                 scores = log_softmax(model(batch["input_ids"]).logits, -1)
                 chosen = scores.gather(-1, batch["labels"][..., None]).squeeze(-1)
-                loss = -chosen[batch["response_mask"]].sum() / tokens
+                scored = chosen[batch["response_mask"]]
+                share = len(batches) * len(scored) if mean_of_means else tokens
+                loss = -scored.sum() / share
                 loss.backward()
                 total += loss.item()
             optimizer.step()
@@ -64,17 +68,15 @@ def test_a_right_loop_of_another_hand_passes():
     assert len(verdict.figure.axes[0].lines) == 2
 
 
-@pytest.mark.parametrize(
-    ("bugs", "says"),
-    [
-        ({"by_id": True}, "part at step 1"),
-        ({"zero_inside": True}, "part at step 2"),
-        ({"by_id": True, "zero_inside": True, "rising": True}, "part at step 1"),
-    ],
-)
-def test_bugs_part_the_curves(bugs, says):
-    verdict = judge_loop(loop_with(**bugs), BASE, ROWS)
-    assert not verdict.solved and says in verdict.panel.headline
+PARTS_AT = {"mean_of_means": 1, "zero_inside": 2, "rising": 2}  # the three of lesson 03
+
+
+@pytest.mark.parametrize("bugs", [("by_id",), *(left for count in (1, 2, 3)
+                                                for left in combinations(PARTS_AT, count))])
+def test_bugs_that_are_left_in_part_the_curves(bugs):
+    verdict = judge_loop(loop_with(**dict.fromkeys(bugs, True)), BASE, ROWS)
+    step = min(PARTS_AT.get(bug, 1) for bug in bugs)
+    assert not verdict.solved and f"part at step {step}" in verdict.panel.headline
 
 
 def test_too_few_rows_are_named():

@@ -4,9 +4,12 @@ import io
 
 import ipywidgets
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from helpers.models import LoraSettings, load_model
 from workbook.cli import app
 from workbook.demo import (
     EXAMPLES,
@@ -108,6 +111,10 @@ def test_columns_show_brackets_as_brackets():
     assert "[red]a[/]" in stream.getvalue() and "[link=x]b[/link]" in stream.getvalue()
 
 
+def is_packed(model) -> bool:
+    return getattr(model.config, "quantization_config", None) is not None
+
+
 def test_open_book_questions_end_with_an_empty_line():
     lines = ["One.\n", "Where?\n", "\n", "\n", "Two.\n", "Who?"]
     assert list(questions(lines, "qa")) == ["One.\nWhere?\n", "Two.\nWho?"]
@@ -125,6 +132,50 @@ def test_own_adapters_come_before_the_shipped_one(tmp_path, monkeypatch):
     found = own_adapters(profile)
     assert [short_name(path) for path in found] == ["03 sft", "05 grpo"]
     assert unique("03 sft", {"03 sft", "03 sft 2"}) == "03 sft 3"
+
+
+def test_an_adapter_is_put_around_the_weights_of_the_base(demo):
+    """Five models over a base of 6 GB must not take 36, and none may change another."""
+    base, sft, verbose = demo.models.values()
+    own = {id(p) for p in base.parameters()}
+    for tuned in (sft, verbose):
+        kept = [p for name, p in tuned.named_parameters() if "lora_" not in name]
+        assert kept and {id(p) for p in kept} == own
+    alone, _ = load_model(course_root() / "workbook/assets/base", adapter=ADAPTERS / "sft")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert torch.equal(sft(ids).logits, alone(ids).logits)
+        assert not torch.equal(base(ids).logits, sft(ids).logits)
+        assert not torch.equal(verbose(ids).logits, sft(ids).logits)
+
+
+def test_open_book_models_are_those_of_lesson_07_over_the_model_in_4_bits(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBOOK_RUNS", str(tmp_path))
+    profile = load_profile("tiny")
+    assert "sft" in load_demo(kind="qa").models  # none yet: those of maths
+    awq = profile.path(profile.models.awq)
+    for method in ("sft", "dpo", "grpo", "orpo", "kto"):
+        model, tokenizer = load_model(awq, lora=LoraSettings(rank=4))
+        model.save_pretrained(tmp_path / "07" / "tiny-short" / method / "adapter")
+    demo = load_demo(kind="qa", templates={"qa": "Passages:\n{passages}\nAsked: {question}\n"})
+    assert list(demo.models) == ["base", "07 sft", "07 dpo", "07 grpo", "07 orpo", "07 kto"]
+    assert demo.judge is None and is_packed(demo.models["base"])
+    assert demo.prompt(EXAMPLES["qa"], "qa").endswith("Asked: Where does Ana live?\n")
+    *_, replies = demo.replies(EXAMPLES["qa"], "qa", max_new_tokens=8)
+    assert len({reply.text for reply in replies}) == 1  # untrained layers change nothing
+    with pytest.raises(ValueError, match="no kind"):
+        load_demo(kind="rag")
+
+
+def test_an_adapter_of_another_model_is_named(tmp_path):
+    model, _ = load_model(course_root() / "workbook/assets/base", lora=LoraSettings(rank=4))
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    save_file({name: w[:, :-1].contiguous() for name, w in weights.items()},
+              tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="does not fit the base model") as caught:
+        load_demo([tmp_path])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_is_no_adapter_is_named(tmp_path):
@@ -151,6 +202,12 @@ def test_the_panel_answers_in_a_thread_and_shows_what_is_wrong(demo):
     panel.start()
     panel.thread.join(60)
     assert "passages" in panel.says.value
+
+
+def test_the_panel_starts_with_the_kind_and_question_that_it_is_given(demo):
+    panel = DemoPanel(demo, "qa", "Ana keeps a goat.\nWhat does Ana keep?")
+    assert panel.kind.value == "qa" and panel.question.value.endswith("What does Ana keep?")
+    assert DemoPanel(demo, "qa").question.value == EXAMPLES["qa"]
 
 
 def test_the_page_says_what_to_install_where_gradio_is_missing():

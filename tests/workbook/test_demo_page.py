@@ -65,6 +65,25 @@ def test_both_models_answer_with_score_and_graded_answer(page, tmp_path):
     page.screenshot(path=tmp_path / "answered.png")
 
 
+def test_the_answer_grows_while_it_is_written(page):
+    box = page.get_by_label("sft").element_handle()
+    page.evaluate(
+        """box => {
+            window.lengths = [0];
+            setInterval(() => {
+                if (box.value.length !== lengths.at(-1)) lengths.push(box.value.length);
+            }, 10);
+        }""",
+        box,
+    )
+    ask(page, EXAMPLES["maths"])
+    facts = page.get_by_label("graded answer, reward model").nth(1)
+    expect(facts).to_have_value(re.compile("answer"), timeout=60_000)
+    lengths = page.evaluate("lengths")
+    assert lengths == sorted(lengths) and len(lengths) > 3
+    assert lengths[-1] == len(page.get_by_label("sft").input_value())
+
+
 def test_a_hostile_prompt_stays_a_text(page, tmp_path):
     ask(page, "<img src=x onerror=alert(1)><script>alert(2)</script> {{7*7}} \u202e <|endoftext|>")
     facts = page.get_by_label("graded answer, reward model").nth(1)
@@ -76,7 +95,11 @@ def test_a_hostile_prompt_stays_a_text(page, tmp_path):
 def test_an_empty_and_a_huge_question_are_bounded(page, tmp_path):
     ask(page, "   ")
     expect(page.get_by_label("Note")).to_have_value("There is no question: type one.")
-    page.get_by_label("Question").fill("x" * (MOST_CHARACTERS + 500))
-    assert len(page.get_by_label("Question").input_value()) <= MOST_CHARACTERS + 500
-    page.get_by_role("button", name="Ask").click()
+    question = page.get_by_label("Question")
+    question.fill("x" * (MOST_CHARACTERS + 500))
+    assert len(question.input_value()) == MOST_CHARACTERS
+    question.evaluate("box => box.removeAttribute('maxlength')")
+    ask(page, "x" * (MOST_CHARACTERS + 1))
+    assert len(question.input_value()) == MOST_CHARACTERS + 1
+    expect(page.get_by_label("Note")).to_have_value(re.compile("more than 4,000 characters"))
     page.screenshot(path=tmp_path / "bounded.png")

@@ -1,15 +1,18 @@
 """workbook.monitor: in a real kernel, one picture that is drawn again and stays."""
 
 import base64
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from workbook import monitor
+
 CELL = """
 import time
 from types import SimpleNamespace
-from workbook.monitor import live_monitor, SHARE
+from workbook.monitor import live_monitor
 import workbook.monitor as monitor
 
 drawn = []
@@ -49,6 +52,31 @@ def test_it_draws_at_the_first_and_last_step_and_at_most_once_a_second(outputs):
     drawn = [int(step) for step in drawn.strip("[").split(",")]
     assert drawn[0] == 1 and drawn[-1] == 60
     assert 2 <= len(drawn) <= float(took) + 2
+
+
+@pytest.mark.parametrize("seconds", [0.02, 2.0, 30.0])
+def test_drawing_takes_at_most_its_share_of_a_long_run(monkeypatch, seconds):
+    """By a clock that only steps of 0.1 s and pictures move: 10,000 steps, and the last picture."""
+    now, drawn = [0.0], []
+
+    def draw(*_):
+        drawn.append(now[0])
+        now[0] += seconds
+
+    monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(monitor, "get_ipython", lambda: True)
+    monkeypatch.setattr(monitor.LiveMonitor, "_draw", draw)
+    show, run = monitor.live_monitor("loss"), SimpleNamespace(summary={"status": "running"})
+    for _ in range(10_000):
+        now[0] += 0.1
+        show(run, {})
+    first, *later = drawn
+    assert later and seconds * len(later) <= 0.05 * (now[0] - first)
+    pauses = [after - before - seconds for before, after in zip(drawn, later, strict=False)]
+    assert max(pauses) < max(1.0, seconds / 0.05) + 0.2
+    run.summary["status"] = "finished"
+    show(run, {})
+    assert len(drawn) == len(later) + 2
 
 
 def test_outside_a_notebook_it_draws_nothing(capsys):

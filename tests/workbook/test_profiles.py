@@ -58,6 +58,7 @@ def test_overrides_change_one_value_and_keep_its_type():
         ("temperature=1", "is no setting of a profile"),
         ("sampling.temperature", "is no setting of a profile"),
         ("name=other", "is no setting of a profile"),
+        ("sampling.temperature=[1", "has a value that cannot be read"),
     ],
 )
 def test_a_bad_override_is_answered_by_field(override, says):

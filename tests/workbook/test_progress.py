@@ -128,6 +128,16 @@ def test_all_done_is_the_end_of_the_core_path():
     assert progress().headline.endswith("You have finished its core path.")
 
 
+def test_exercises_behind_the_core_path_count_apart(course):
+    path = course / "workbook" / "hints" / "90.yaml"
+    text = path.read_text(encoding="utf-8")
+    title = "  is_equivalent:\n"
+    path.write_text(text.replace(title, title + "    further: true\n"), encoding="utf-8")
+    check(right, "last_number")
+    done = "1 of 1 exercise done, 0 of 1 further ones, 0 of 1 question right"
+    assert progress().headline == f"Lesson 90: {done}. You have finished its core path."
+
+
 def test_a_torn_progress_file_is_set_aside(course):
     record("90", "answers", "90-1", {"choice": "b", "right": True})
     path = course / "work" / ".progress" / "90.json"

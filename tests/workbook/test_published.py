@@ -5,6 +5,7 @@ import pytest
 from workbook.hints import CourseFileError
 from workbook.progress import course_root
 from workbook.published import (
+    Figure,
     comparison_table,
     number_text,
     own_value,
@@ -13,6 +14,7 @@ from workbook.published import (
     published_figures,
     published_group,
 )
+from workbook.recorded import read_recorded
 
 
 def lesson_source(lesson):
@@ -84,11 +86,59 @@ def test_two_published_numbers_are_a_range_or_two_measures():
 
 
 def test_own_numbers_are_found_under_keys_of_keys():
-    findings = {"accuracy": 0.5, "seeds": [0.4, 0.6], "methods": {"sft": {"f1": 0.25}}}
-    assert own_value(findings, "methods.sft.f1") == 0.25
-    assert own_value(findings, ["accuracy", "methods.sft.f1"]) == [0.5, 0.25]
-    assert own_value(findings, ["accuracy", "methods.dpo.f1"]) is None
-    for missing in (None, "other", "methods.dpo.f1", "accuracy.f1"):
+    findings = {"accuracy": 0.5, "seeds": [0.4, 0.6], "P2 8 0.02": {"mean only": {"f1": 0.25}}}
+    path = ["P2 8 0.02", "mean only", "f1"]
+    assert own_value(findings, path) == 0.25 == own_value({"a": {"b": 0.25}}, "a.b")
+    assert own_value(findings, ["seeds", 1]) == 0.6 and own_value({"3": [7]}, [3, 0]) == 7
+    assert own_value(findings, [["accuracy"], path]) == [0.5, 0.25]
+    assert own_value(findings, [["accuracy"], ["methods", "dpo"]]) is None
+    for missing in (None, "other", "methods.dpo.f1", "accuracy.f1", ["seeds", 2], ["seeds", "f1"]):
         assert own_value(findings, missing) is None
-    entry = published("s0.accuracy").model_copy(update={"finding": "seeds"})
-    assert entry.own_text(findings) == "40.0 %, 60.0 %" and entry.own_text({}) == "–"
+
+
+def test_own_text_shows_seeds_pairs_and_names_of_ours():
+    def own_text(findings, **changes):
+        return published("s0.accuracy").model_copy(update=changes).own_text(findings)
+
+    findings = {"a": [0.4, 0.6], "b": 0.5}
+    assert own_text(findings, finding="a") == "40.0 %, 60.0 %" and own_text({}) == "–"
+    assert own_text(findings, finding=[["b"], ["b"]], is_pair=True) == "50.0 % and 50.0 %"
+    two = {"main run": "a", "other": ["b"], "not there": "c"}
+    assert own_text(findings, finding=two) == "40.0 %, 60.0 % (main run); 50.0 % (other)"
+    assert own_text({}, finding=two) == "–"
+    assert own_text(findings, finding=None, absent="not run here") == "not run here"
+
+
+@pytest.mark.parametrize("name", published_figures())
+def test_every_finding_is_in_the_recorded_findings_and_beside_them_stand_numbers(name):
+    entry = published(name)
+    for lesson in [entry.found_in] if entry.found_in else entry.lessons:
+        assert entry.own_text(read_recorded(lesson)) != "–", "no such path in solutions/recorded"
+
+
+def test_final_and_best_of_grpo_are_of_runs_that_are_named():
+    recorded = read_recorded("05")
+    final, best = (published(f"s0.grpo.grpo.{end}").own_text(recorded) for end in ("final", "best"))
+    assert final.count("(main run)") == final.count("(ablation run)") == 1
+    assert best.endswith("(ablation run)") and best != final
+    runs = recorded["ablations"]["GRPO"]
+    assert all(a >= b for a, b in zip(runs["best"], runs["final"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"finding": None}, "either finding or absent"),
+        ({"absent": "not run here"}, "either finding or absent"),
+        ({"lessons": ["01", "02"]}, "found_in"),
+    ],
+)
+def test_an_entry_says_what_stands_beside_it_or_why_nothing_does(changes, says):
+    with pytest.raises(ValueError, match=says):
+        Figure.model_validate(published("s0.accuracy").model_dump() | changes)
+
+
+def test_a_table_leaves_out_what_another_lesson_measures():
+    measured = [row[0] for row in comparison_table("07", {}).rows]
+    assert "SubEM and F1, open-book questions, after DPO" in measured
+    assert not any("beta" in name for name in measured)

@@ -1,6 +1,9 @@
 """Recorded parts: drawn at short, run at full and kept, written only from a full run."""
 
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +11,7 @@ from workbook.profiles import use_profile
 from workbook.progress import set_lesson
 from workbook.recorded import read_recorded, record, recorded_or_live
 
+HINTS = Path(__file__).parents[2] / "workbook" / "hints" / "03.yaml"
 calls = []
 
 
@@ -62,6 +66,19 @@ def test_a_part_of_another_profile_is_not_drawn(course, monkeypatch):
     path.write_text('{"profile": "full", "parts": {"sweep": 1}}', encoding="utf-8")
     at("short", monkeypatch)
     assert recorded_or_live("sweep", part) == {"32": 0.5}
+
+
+def test_a_kept_part_runs_anew_with_other_settings_or_another_function(course, monkeypatch):
+    monkeypatch.setenv("WORKBOOK_DEPTH", "full")
+    (course / "workbook" / "hints").mkdir(parents=True)
+    shutil.copy(HINTS, course / "workbook" / "hints")
+    notebook, slower = vars(sys.modules["__main__"]), ("sft.lr=1.0e-3",)
+    for overrides, function in (((), part), (slower, part), (slower, at)):
+        use_profile("tiny", *overrides)
+        monkeypatch.setitem(notebook, "sft_loss", function)
+        recorded_or_live("sweep", part)
+        recorded_or_live("sweep", part)
+    assert len(calls) == 3
 
 
 def test_only_a_full_run_is_recorded():

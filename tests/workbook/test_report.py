@@ -1,5 +1,6 @@
 """The report and my_alignment.py, from a learner's notebooks, evidence and runs."""
 
+import html
 import json
 import os
 import re
@@ -14,9 +15,12 @@ from workbook.build import find_source, read_source
 from workbook.check import code_hash
 from workbook.earlier import _defined
 from workbook.hints import lesson_help, lessons_with_help
+from workbook.main_numbers import MAIN_NUMBERS, main_numbers
 from workbook.own_file import OwnFunctions, apart, collect, own_program, renamed, used
 from workbook.progress import course_root, record_check
 from workbook.properties import check_version
+from workbook.published import own_value
+from workbook.recorded import read_recorded
 from workbook.submission import read_submission
 
 
@@ -83,6 +87,40 @@ def test_the_page_stands_alone_and_escapes(learner):
     assert "0.40 -&gt; 0.60 (step 2) -&gt; 0.20" in shown
 
 
+MAIN_RESULTS = {
+    "01": ["strict_accuracy", "qa_f1"],
+    "02": ["test_accuracy", "test_accuracy_clean"],
+    "03": ["accuracy_before", ["accuracy_of_seeds", 2]],
+    "04": ["accuracy_start", ["accuracy_dpo", 0], ["accuracy_dpo", 2], "win_rate_overtrained"],
+    "05": [
+        ["accuracy_grpo", 0],
+        ["accuracy_grpo", 1],
+        ["ablations", "off-policy, clip", "final", 0],
+    ],
+    "06": ["strategies.cot.base.accuracy", "strategies.self_consistency.tuned.accuracy"],
+    "07": ["methods.base.f1", "methods.kto.f1", "methods.sft.sub_em"],
+}
+
+
+@pytest.mark.parametrize("lesson", lessons_with_help())
+def test_the_page_shows_the_main_results_of_each_lesson(lesson, learner):
+    findings = read_recorded(lesson)
+    found = report.runs_part([report.Lesson(lesson, learner, findings)])
+    for path in MAIN_RESULTS[lesson]:
+        assert f" {own_value(findings, path):.3g}" in found, path
+    named = [name for name in MAIN_NUMBERS[lesson] if html.escape(name) not in found]
+    assert not named, "these names of MAIN_NUMBERS find nothing in findings.json"
+
+
+def test_a_lesson_without_its_main_numbers_shows_the_first_plain_ones():
+    assert main_numbers("05", {"seconds": 3.0, "ok": True, "some_rate": 0.25, "n": 1319}) == (
+        "some rate 0.25; n 1,319"
+    )
+    broken = {"accuracy_grpo": ["<b>", 0.5], "ablations": {"GRPO": None, "x": {"final": [0.5]}}}
+    assert main_numbers("05", broken) == "final accuracy of the ablations, by seed (x: 0.5)"
+    assert main_numbers("99", {}) == "-"
+
+
 def test_broken_files_of_a_run_are_passed_over(learner):
     run = learner / "runs" / "03" / "tiny-short"
     run.mkdir(parents=True)
@@ -128,19 +166,15 @@ def test_helpers_of_the_same_name_are_kept_apart():
 
 
 def test_my_alignment_runs_the_chain_with_the_learner_s_functions(learner):
-    mark = "    print('MINE', end='')\n    ### BEGIN SOLUTION"
-    for lesson in ("03", "04", "05"):
-        solve(
-            learner,
-            lesson,
-            edit=lambda source: (
-                source.replace("    ### BEGIN SOLUTION", mark, 1)
-                if "def sft_loss" in source
-                or "def dpo_loss" in source
-                or "def group_advantages" in source
-                else source
-            ),
-        )
+    marked = ("sft_loss", "dpo_loss", "group_advantages")
+
+    def mark(source):
+        name = next((name for name in marked if f"def {name}(" in source), None)
+        line = f"    print('MINE: {name}')\n    ### BEGIN SOLUTION"
+        return source.replace("    ### BEGIN SOLUTION", line, 1) if name else source
+
+    for lesson in ("02", "03", "04", "05"):
+        solve(learner, lesson, edit=mark)
     _, program = report.write_report(learner / "elsewhere")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     done = subprocess.run(
@@ -152,7 +186,11 @@ def test_my_alignment_runs_the_chain_with_the_learner_s_functions(learner):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    stages = re.findall(r"(base|SFT|DPO|GRPO) +strict accuracy", done.stdout)
-    assert stages == ["base", "SFT", "DPO", "GRPO"] and "MINE" in done.stdout
+    said = re.findall(r"^(base|SFT|DPO|GRPO) +strict accuracy|^MINE: (\w+)", done.stdout, re.M)
+    assert list(dict.fromkeys(stage or name for stage, name in said)) == [
+        *("base", "sft_loss", "SFT", "dpo_loss", "DPO", "group_advantages", "GRPO")
+    ]
+    lessons = re.findall(r"^# \w+: lesson (\d\d)$", program.read_text(encoding="utf-8"), re.M)
+    assert list(dict.fromkeys(lessons)) == ["03", "02", "04", "05"]
     assert (learner / "adapter" / "adapter_config.json").is_file()
     assert str(course_root()) in program.read_text(encoding="utf-8")

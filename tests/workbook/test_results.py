@@ -40,9 +40,24 @@ def test_the_page_has_every_published_figure_once_a_lesson():
     assert len(set(rows)) == len(rows)
 
 
+def test_each_row_of_ours_has_its_command_and_the_others_say_why():
+    for line in [*results.results_page().splitlines(), *results.readme_table().splitlines()]:
+        if line.startswith("| 0"):
+            lesson, *_, own, command = line.strip("| ").split(" | ")
+            at = re.search(r"\(lesson (\d\d)\)", own)
+            run = f"`python3 -m workbook run {at[1] if at else lesson} --depth full`"
+            assert command == run if re.search(r"\d", command) else own.startswith("not "), line
+
+
+def test_the_readme_is_shorter_and_of_each_lesson():
+    rows = [line for line in results.readme_table().splitlines() if line.startswith("| 0")]
+    assert {row[2:4] for row in rows} == {f"0{k}" for k in range(1, 8)} and len(rows) < 40
+    assert not any("Alpaca" in row or "beta" in row for row in rows)
+
+
 def test_a_figure_of_ours_stands_beside_the_published_one():
     rows = [line for line in results.readme_table().splitlines() if "S4, row 64" in line]
-    assert len(rows) == 2 and all(row.rstrip(" |").endswith("%") for row in rows)
+    assert len(rows) == 2 and all(row.split(" | ")[4].endswith("%") for row in rows)
 
 
 def test_a_readme_without_the_marks_is_refused():

@@ -11,9 +11,9 @@ from nbclient import NotebookClient
 from rich.console import Console
 
 from tests.workbook.toy_course import make_course
-from workbook.build import build
+from workbook.build import build, find_source, read_source
 from workbook.profiles import ProfileError
-from workbook.run import RunError, chosen, run_lessons
+from workbook.run import RunError, chosen, execute, run_lessons
 
 CODE = Path(__file__).resolve().parents[2]
 
@@ -107,6 +107,14 @@ def test_profile_and_depth_come_from_the_environment_unless_given(monkeypatch):
     monkeypatch.delenv("WORKBOOK_PROFILE", raising=False)
     monkeypatch.setenv("WORKBOOK_DEPTH", "smoke")
     assert chosen(None, None) == ("tiny", "smoke") and chosen("small", "full") == ("small", "full")
+
+
+def test_an_unknown_depth_or_profile_is_said_before_anything_is_written(course):
+    source = read_source(find_source("90"))
+    for names in ((None, "foo"), ("huge", None)):
+        with pytest.raises(ProfileError, match="take one of"):
+            execute(source, *names)
+    assert not (course / "runs").exists()
 
 
 def test_bad_settings_and_files_fail_before_a_kernel_starts(course, monkeypatch):

@@ -58,6 +58,19 @@ def test_the_full_sft_configuration_carries_the_published_names_and_values():
     assert (values["num_epochs"], values["batch_size"], values["lr"]) == (3, 4, 2e-4)
 
 
+def test_the_full_grpo_configuration_carries_the_published_values():
+    values = yaml.safe_load((ROOT / "workbook/configs/train/grpo_full.yaml").read_text())
+    assert values["model"]["name"] == "Qwen/Qwen2.5-Math-1.5B" and values["lora"] is None
+    _, settings = read_config("grpo", "grpo_full")
+    published = {
+        "max_steps": 100, "lr": 1e-5, "prompts_per_step": 256 // 8, "samples_per_prompt": 8,
+        "temperature": 0.7, "max_new_tokens": 1024, "stop": "</answer>",
+        "adam_beta2": 0.95, "epochs_per_step": 1, "minibatches": 1, "clip_low": 0.2,
+        "clip_high": None, "baseline": "mean", "scale": "std", "beta": 0.0,
+    }
+    assert {name: getattr(settings, name) for name in published} == published
+
+
 def test_sft_from_the_command_line(config, tmp_path, tiny_folder, capsys):
     rows = [{"prompt": "Nora has", "response": " 12 apples"}, {"prompt": "x"},
             {"prompt": "How many?", "response": " 42"}]
@@ -115,6 +128,7 @@ def test_a_setting_of_another_method_is_refused_before_a_model_is_loaded(config,
 @pytest.mark.parametrize("overrides, sentence", [
     (["lrr=1"], "'lrr=1' is no setting of this training; write it like lr=..."),
     (["model.nam=x"], "write it like model.name=..."),
+    (["lr=[1"], "'lr=[1' has a value that cannot be read"),
     (["center_coefficient=1"], "no setting of this training"),
     (["lr=fast"], "Setting lr must be a number, but it is 'fast'."),
     (["lora.r=many"], "lora.r: Input should be a valid integer"),
