@@ -167,7 +167,7 @@ check(sft_loss)
 # ## The run: a hundred demonstrations through your two functions
 #
 # The demonstrations are worked solutions of *short* problems in the requested format, as if a teacher had had time for the easy ones only. Say first what
-# happens to the lenient accuracy, which forgave the format all along: `"rises"`, `"stays"` (inside the old interval) or `"falls"`.
+# happens to the lenient accuracy, which forgave the format all along: `"rises"`, `"stays"` (a paired test sees no difference) or `"falls"`.
 
 # %%
 predict("lenient accuracy after SFT", "stays")
