@@ -408,8 +408,6 @@ judge_path = earlier("02", "reward_model") or (profile.models.reward and profile
 is_adapter = bool(judge_path) and (Path(judge_path) / "adapter_config.json").exists()
 judge, judge_words = load_reward_model(*([base_path] if is_adapter or not judge_path else [judge_path]), adapter=judge_path if is_adapter else None,
                                        device=profile.engine.device, dtype=profile.engine.dtype)
-print("judge:", "your own of lesson 02" if earlier("02", "reward_model") else "the shipped one" if judge_path
-      else "an untrained head, which says nothing: run lesson 02 with this profile first")
 
 def divergence(model):
     """KL(model, start) in nats per response: the mean of log pi - log pi_start over samples of pi."""
@@ -443,6 +441,8 @@ def duel(new, old, by, kept=None):
     return {"won": won, "lost": lost, "ties": len(gap) - won - lost, "share": share}
 
 if ready(*NEEDED):
+    print("judge:", "your own of lesson 02" if earlier("02", "reward_model") else "the shipped one" if judge_path
+          else "an untrained head, which says nothing: run lesson 02 with this profile first")
     at_start, after = judged(start, rows_start), judged(run.model, rows_dpo)
     for name, by in (("reward model", "model"), ("gold reward", "gold")):
         found = duel(after, at_start, by)
@@ -503,7 +503,7 @@ if ready(*NEEDED):
 # agrees on the others, what got shorter got wrong. Second: how many bad pairs does it take? We exchange a share of the rejected responses, and nothing else; all runs are judged on the same problems and watched on the same held-out pairs, those with the other policy's wrong answers.
 
 # %%
-every = problems_of("test", 0, sizes.at_large)
+every = problems_of("test", 0, profile.sizes.dpo.at_large)
 
 def answered(model):
     """Greedy answers to many problems: words, gold rewards, the reward model's scores."""
