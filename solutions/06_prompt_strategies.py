@@ -476,7 +476,7 @@ answer("06-5", "c")
 # ## With a GPU
 #
 # `use_profile("full")` asks Qwen2.5-7B-Instruct, the model of S2's figures, in its chat template, through vLLM (which holds weights of its own: below 48 GB add `"engine.name=transformers"` to the call).
-# No tuned model stands beside it: the adapters of lessons 03 and 05 belong to Qwen2.5-Math-1.5B. `use_profile("full", "models.instruct=Qwen/Qwen2.5-Math-1.5B")` asks that one in plain text, before and after your lesson 05. All strategies in Chinese:
+# No tuned model stands beside it: the adapters of lessons 03 and 05 belong to Qwen2.5-Math-1.5B. `use_profile("full", "models.instruct=Qwen/Qwen2.5-Math-1.5B")` asks that one in plain text, before and after your lesson 05. `small` is alike: Qwen2.5-1.5B-Instruct alone, or both with `"models.instruct=Qwen/Qwen2.5-0.5B"`. All strategies in Chinese:
 # `python3 -m workbook eval --strategy all --model Qwen/Qwen2.5-7B-Instruct --profile full --form zh --samples 200`. Predict first: does chain of thought still gain on a model that reasons unasked?
 #
 # ## You have finished
