@@ -156,6 +156,36 @@ def from_messages(record: dict) -> dict:
     return {"response": _answer(turns[-1], "messages"), "turns": _ending_with_user(turns[:-1])}
 
 
+def from_messages_preference(record: dict) -> dict:
+    """Two conversations that part at the last answer, or two last turns behind a shared prompt.
+
+    The prompt may be left out, a text or turns; where the conversations hold it, it stands once.
+    """
+    first, second = (_turns(record, name, "role", "content") for name in ("chosen", "rejected"))
+    if first[:-1] != second[:-1]:
+        raise BadRecord("wrong_turns", "the conversations differ before their last turn")
+    pair = {"chosen": _answer(first[-1], "chosen"), "rejected": _answer(second[-1], "rejected")}
+    turns = _with_shared_prompt(_prompt_turns(record), first[:-1])
+    return different({"turns": _ending_with_user(turns), **pair})
+
+
+def _prompt_turns(record: dict) -> list[dict]:
+    if isinstance(record.get("prompt"), list):
+        return _turns(record, "prompt", "role", "content")
+    text = optional_text(record, "prompt")
+    return [{"role": "user", "content": text}] if text.strip() else []
+
+
+def _with_shared_prompt(prompt: list[dict], before: list[dict]) -> list[dict]:
+    """The turns of the prompt before the conversation's own, unless they stand there already."""
+    if not before or before[0]["role"] == "assistant":
+        return prompt + before
+    there = {turn["content"].strip() for turn in before}
+    if not there.issuperset(turn["content"].strip() for turn in prompt):
+        raise BadRecord("wrong_turns", "the field prompt holds what the conversations do not")
+    return before
+
+
 def from_sharegpt(record: dict) -> dict:
     turns = _system_turn(record) + _turns(record, "conversations", "from", "value")
     return {"response": _answer(turns[-1], "conversations"),
@@ -173,17 +203,23 @@ def _turns(record: dict, name: str, role: str, content: str) -> list[dict]:
     turns = present(record, name)
     if not isinstance(turns, list) or not turns:
         raise BadRecord("wrong_type", f"the field {name} is not a list of turns")
-    return [_turn(turn, role, content) for turn in turns]
+    read = [_turn(turn, role, content) for turn in turns]
+    said = [turn for turn in read if turn["content"].strip()]
+    if not said:
+        raise BadRecord("wrong_turns", NO_USER)
+    return said
 
 
 def _turn(turn: Any, role: str, content: str) -> dict:
+    """A turn by our names; of a system turn the text may be empty: then nothing was said."""
     if not isinstance(turn, dict) or role not in turn or content not in turn:
         raise BadRecord("wrong_turns", f"{short(turn)} is no turn with {role} and {content}")
     name = ROLES.get(turn[role], turn[role]) if isinstance(turn[role], str) else None
     if name not in ("system", "user", "assistant"):
         raise BadRecord("wrong_turns", f"the role {short(turn[role])} is not system, user (human) "
                                        "or assistant (gpt)")
-    return {"role": name, "content": field_text(turn, content)}
+    text = optional_text if name == "system" else field_text
+    return {"role": name, "content": text(turn, content)}
 
 
 def _ending_with_user(turns: list[dict]) -> list[dict]:

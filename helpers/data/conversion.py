@@ -31,22 +31,29 @@ def unread_fields(record: dict, format: str) -> Lost:
         lost.append("input (joined to the prompt)")
     if format == "stack_exchange" and len(record["answers"]) > 2:
         lost.append("answers but the best and the worst")
-    return lost + _unread_in_turns(record, format)
+    return lost + _unread_inside(record, format)
 
 
-_TURN_FIELDS = {"messages": ("role", "content"), "conversations": ("from", "value"),
-                "chosen": ("from", "value"), "rejected": ("from", "value")}
+_OPENAI, _SHAREGPT = ("role", "content"), ("from", "value")
+_READ_INSIDE = {  # format: field: what is read of the objects in it
+    "messages": {"messages": _OPENAI},
+    "messages_preference": {"prompt": _OPENAI, "chosen": _OPENAI, "rejected": _OPENAI},
+    "sharegpt": {"conversations": _SHAREGPT},
+    "sharegpt_preference": {"conversations": _SHAREGPT, "chosen": _SHAREGPT,
+                            "rejected": _SHAREGPT},
+    "qa": {"answers": ("text",)}, "squad": {"answers": ("text",)},
+    "closed_book": {"answers": ("text",)},
+}
 
 
-def _unread_in_turns(record: dict, format: str) -> Lost:
-    """Fields of turns such as name, weight and tool_calls."""
+def _unread_inside(record: dict, format: str) -> Lost:
+    """Fields of the objects in a field, such as name, weight and tool_calls of a turn."""
     lost: dict[str, None] = {}
-    for name in _TURN_FIELDS.keys() & set(FORMATS[format].fields):
-        turns = record[name] if isinstance(record[name], list) else [record[name]]
-        for turn in turns:
-            unread = [key for key, value in turn.items()
-                      if key not in _TURN_FIELDS[name] and value is not None
-                      ] if isinstance(turn, dict) else []
+    for name, read in _READ_INSIDE.get(format, {}).items():
+        inside = record.get(name)
+        for part in inside if isinstance(inside, list) else [inside]:
+            unread = [key for key, value in part.items()
+                      if key not in read and value is not None] if isinstance(part, dict) else []
             lost.update(dict.fromkeys(f"{name}.{key}" for key in unread))
     return list(lost)
 

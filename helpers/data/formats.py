@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from html.parser import HTMLParser
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +99,9 @@ def _from_stack_exchange(record: dict) -> dict:
     answers = present(record, "answers")
     try:
         ranked = sorted(answers, key=lambda answer: (answer["pm_score"], bool(answer["selected"])))
-    except (TypeError, KeyError):
+        if not all(isfinite(answer["pm_score"]) for answer in answers):
+            raise BadRecord("wrong_label", "the field answers holds a pm_score that is no number")
+    except (TypeError, KeyError, OverflowError):
         raise BadRecord("wrong_type", "the field answers is not a list of objects with text, "
                                       "pm_score and selected") from None
     if len(ranked) < 2 or ranked[0]["pm_score"] == ranked[-1]["pm_score"]:
@@ -170,14 +173,28 @@ def _from_qa(record: dict) -> dict:
 
 
 def _from_closed_book(record: dict) -> dict:
-    """Natural Questions without the pages: nq_open calls the list of answers `answer`."""
+    """Questions without the pages: Natural Questions (nq_open) calls the answers `answer`."""
     name = "answer" if "answer" in record else "answers"
     return {"question": field_text(record, "question"), "passages": [],
             "answers": _golds(record, name)}
 
 
+def _from_squad(record: dict) -> dict:
+    """SQuAD: the one passage is `context`; where in it an answer starts is not used."""
+    return {"question": field_text(record, "question"), "passages": texts(record, "context"),
+            "answers": _golds(record, "answers")}
+
+
 def _golds(record: dict, name: str) -> list[str]:
-    answers = texts(record, name)
+    """The answers that count: texts, or SQuAD's {"text": [...]} or [{"text": ...}, ...]."""
+    answers = present(record, name)
+    if isinstance(answers, list) and answers and all(isinstance(a, dict) for a in answers):
+        answers = [present(answer, "text") for answer in answers]
+    elif isinstance(answers, dict):
+        answers = present(answers, "text")
+        if answers == []:  # SQuAD 2 has questions that the passage does not answer
+            raise BadRecord("wrong_gold", f"the field {name} holds no answer")
+    answers = texts({name: answers}, name)
     if not any(normalize_answer(answer) for answer in answers):
         raise BadRecord("wrong_gold", f"the field {name} holds no answer")
     return answers
@@ -189,6 +206,10 @@ def _from_prompt_response(record: dict) -> dict:
 
 def _from_prompt_answer(record: dict) -> dict:
     return {"prompt": field_text(record, "prompt"), "response": field_text(record, "answer")}
+
+
+def _from_prompt_completion(record: dict) -> dict:
+    return {"prompt": field_text(record, "prompt"), "response": field_text(record, "completion")}
 
 
 def _from_prompt(record: dict) -> dict:
@@ -218,20 +239,40 @@ class Format(NamedTuple):
         return has_fields and (self.fits_values is None or self.fits_values(record))
 
 
-def _holds_objects(record: dict) -> bool:
+def _holds_scores(record: dict) -> bool:
     answers = record["answers"]
-    return isinstance(answers, list) and bool(answers) and isinstance(answers[0], dict)
+    return (isinstance(answers, list) and bool(answers) and isinstance(answers[0], dict)
+            and "pm_score" in answers[0])
+
+
+def _holds_golds(record: dict) -> bool:
+    """Texts, or objects in SQuAD's form; objects with scores are no gold answers."""
+    answers = record["answers"]
+    if isinstance(answers, list):
+        return all(isinstance(a, str) or (isinstance(a, dict) and "answer_start" in a)
+                   for a in answers)
+    return isinstance(answers, str) or (isinstance(answers, dict) and "text" in answers)
+
+
+def _holds_turns(record: dict) -> bool:
+    return isinstance(record["chosen"], list) and isinstance(record["rejected"], list)
 
 
 # In the order of detection: the format that asks for more stands first.
 FORMATS = {
     "qa": Format("qa", ("question", "passages", "answers"), _from_qa),
+    "squad": Format("qa", ("question", "context", "answers"), _from_squad),
     "stack_exchange": Format("preference", ("question", "answers"), _from_stack_exchange,
-                             fits_values=_holds_objects),
+                             fits_values=_holds_scores),
+    "closed_book": Format("qa", ("question", "answers"), _from_closed_book,
+                          fits_values=_holds_golds),
     "nq_open": Format("qa", ("question", "answer"), _from_closed_book,
                       fits_values=lambda record: isinstance(record["answer"], list)),
     "gsm8k": Format("maths", ("question", "answer"), _from_gsm8k),
     "shp": Format("preference", ("history", "human_ref_A", "human_ref_B", "labels"), _from_shp),
+    "messages_preference": Format("preference", ("chosen", "rejected"),
+                                  conversation.from_messages_preference, ("prompt",),
+                                  fits_values=_holds_turns),
     "better_response_id": Format(
         "preference", ("prompt", "response_0", "response_1", "better_response_id"),
         _from_better_id),
@@ -255,6 +296,7 @@ FORMATS = {
     "sharegpt": Format("supervised", ("conversations",), conversation.from_sharegpt, ("system",)),
     "prompt_response": Format("supervised", ("prompt", "response"), _from_prompt_response),
     "prompt_answer": Format("supervised", ("prompt", "answer"), _from_prompt_answer),
+    "prompt_completion": Format("supervised", ("prompt", "completion"), _from_prompt_completion),
     "prompt": Format("prompt", ("prompt",), _from_prompt),
 }
 
@@ -269,13 +311,22 @@ def format_of(record: dict) -> str:
     for name, known in FORMATS.items():
         if known.fits(record):
             return name
+    raise BadRecord("missing_columns",
+                    f"the record has {field_names(record)}, and no known format{_near(record)}")
+
+
+def _near(record: dict) -> str:
+    """What the record lacks of the format whose fields it has the most of."""
     nearest = max(FORMATS, key=lambda name: (_share_present(FORMATS[name].fields, record),
                                              FORMATS[name].fits_values is None))
-    lacking = [field for field in FORMATS[nearest].fields if field not in record]
-    near = (f"; nearest is {nearest}, which also needs {', '.join(lacking)}"
-            if len(lacking) < len(FORMATS[nearest].fields) else "")
-    raise BadRecord("missing_columns",
-                    f"the record has {field_names(record)}, and no known format{near}")
+    fields = FORMATS[nearest].fields
+    lacking = [field for field in fields if field not in record]
+    if not lacking:
+        whole = [name for name in FORMATS if not set(FORMATS[name].fields) - set(record)]
+        return (f"; it has the fields of {' and '.join(whole)}, but other values in them than "
+                "docs/formats.md shows")
+    return (f"; nearest is {nearest}, which also needs {', '.join(lacking)}"
+            if len(lacking) < len(fields) else "")
 
 
 def _share_present(fields: Iterable[str], record: dict) -> float:

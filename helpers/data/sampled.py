@@ -1,12 +1,13 @@
 """Training data from a model's own graded responses: on-policy pairs, and labelled responses.
 
 Both take the rows of `helpers.evaluation.grade_completions` (the lines of results.jsonl) with
-several samples a prompt, and say how many responses and prompts were dropped, and why.
+several samples a prompt, in any order, and say how many responses and prompts were dropped, and
+why.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import groupby
+from math import isfinite
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -65,20 +66,29 @@ def labelled_responses(rows: Iterable[Row], *, most: int = 1) -> tuple[list[dict
 
 
 def _cleaned(rows: Iterable[Row], dropped: Counter) -> Iterable[list[Row]]:
-    """The responses of each prompt that can be learnt from; the others are counted."""
-    for _, group in groupby(rows, key=lambda row: row["id"]):
-        kept = {}
-        for row in group:
-            text = row["generation"]
-            if row["finish_reason"] not in ("eos", "stop_string"):
-                dropped["cut off"] += 1  # its end was never chosen by the policy
-            elif not text.strip():
-                dropped["empty"] += 1
-            elif text in kept:
-                dropped["repeated"] += 1
-            else:
-                kept[text] = row
-        yield list(kept.values())
+    """The responses of each prompt that can be learnt from; the others are counted.
+
+    The rows of a prompt need not stand together: files of results may be joined end to end.
+    """
+    groups: dict[Any, dict[str, Row]] = {}
+    for row in rows:
+        kept, text = groups.setdefault(row["id"], {}), row["generation"]
+        if row["finish_reason"] not in ("eos", "stop_string"):
+            dropped["cut off"] += 1  # its end was never chosen by the policy
+        elif not text.strip():
+            dropped["empty"] += 1
+        elif not _has_reward(row):
+            dropped["no reward"] += 1  # NaN has no rank: sorted() would leave it anywhere
+        elif text in kept:
+            dropped["repeated"] += 1
+        else:
+            kept[text] = row
+    return [list(kept.values()) for kept in groups.values()]
+
+
+def _has_reward(row: Row) -> bool:
+    reward = _reward(row)
+    return reward is not None and isfinite(reward)
 
 
 def _reward(row: Row) -> float:
