@@ -169,10 +169,12 @@ def sequence_log_probs(log_probs: torch.Tensor, response_mask: torch.Tensor) -> 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """H = -sum_v p_v log p_v in nats, with p the softmax of the last axis.
 
-    (..., V) to (...), at least float32. Two equal logits give log 2 = 0.6931.
+    (..., V) to (...), at least float32. Two equal logits give log 2 = 0.6931, also beside others of
+    -inf: what cannot happen adds nothing.
     """
     log_probs = torch.log_softmax(at_least_float32(logits), dim=-1)
-    return -(log_probs.exp() * log_probs).sum(dim=-1)
+    possible = log_probs.masked_fill(log_probs == -torch.inf, 0.0)  # 0 * inf is nan
+    return -(log_probs.exp() * possible).sum(dim=-1)
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

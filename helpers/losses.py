@@ -26,6 +26,7 @@ from helpers.preference_losses import (
 __all__ = [
     "aggregate",
     "bradley_terry_loss",
+    "clipped_surrogate",
     "dpo_loss",
     "group_advantages",
     "grpo_clip_loss",
@@ -42,6 +43,7 @@ __all__ = [
     "robust_dpo_loss",
     "sft_loss",
     "simpo_loss",
+    "with_gradient_where",
 ]
 
 # --- reductions -----------------------------------------------------------------------------------
@@ -186,7 +188,9 @@ def group_advantages(
     Groups are consecutive rows. With a baseline an all-equal group gives exactly 0, also where
     its mean is rounded, and so does a group of one.
 
-    Raises ValueError if B is no multiple of G, or for a negative reward with scale="mean".
+    Raises ValueError if B is no multiple of G, for a reward that is nan or infinite (one would
+    spread over its group, and with scale="batch" over all), or for a negative one with
+    scale="mean".
 
     Example:
         >>> group_advantages(torch.tensor([1.0, 0, 0, 0]), group_size=4, scale="none")
@@ -195,6 +199,12 @@ def group_advantages(
     if group_size < 1 or len(rewards) % group_size:
         raise ValueError(f"{len(rewards)} rewards are not made of groups of {group_size}.")
     rewards = rewards if rewards.is_floating_point() else rewards.float()
+    if not rewards.isfinite().all():
+        place = int((~rewards.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"Reward {place} is {rewards[place].item()}, which has no advantage: leave its group "
+            "out of the step."
+        )
     groups = rewards.view(-1, group_size)  # (B / G, G)
     centred = _subtract_baseline(groups, baseline)
     advantages = centred / (_scale(groups, centred, scale) + eps) if scale != "none" else centred
@@ -242,7 +252,9 @@ def policy_gradient_loss(log_probs: torch.Tensor, advantages: torch.Tensor) -> t
         >>> policy_gradient_loss(torch.tensor([[-1.0, -2.0]]), torch.tensor([0.5]))
         tensor([[0.5000, 1.0000]])
     """
-    return -_per_token(advantages) * log_probs
+    advantages = _per_token(advantages)
+    losses = -advantages * with_gradient_where(advantages.isfinite(), log_probs)
+    return losses.masked_fill(log_probs.isinf() & (advantages == 0), 0.0)
 
 
 def grpo_clip_loss(
@@ -259,6 +271,8 @@ def grpo_clip_loss(
     advantages: (B,) or (B, T). clip_high: None takes clip_low; larger is DAPO's clip-higher.
     Returns the losses (B, T) and {"ratio": w, "clipped": True where the clipped branch is the
     active one, so that the token has no gradient}, both (B, T), for means over the response mask.
+    A ratio that overflows has a loss of 0 where the advantage is 0. What is no finite number in the
+    inputs, such as a nan at padding, shows in the loss and has no gradient.
 
     Example: a good token that is already 1.5 times as likely is not pushed on:
         >>> new, old = torch.tensor([[1.5]]).log(), torch.zeros(1, 1)
@@ -266,12 +280,32 @@ def grpo_clip_loss(
         >>> loss, info["clipped"]
         (tensor([[-1.2000]]), tensor([[True]]))
     """
-    advantages = _per_token(advantages)
-    ratio = (log_probs - old_log_probs.detach()).exp()
+    differences = log_probs - old_log_probs.detach()
+    return clipped_surrogate(differences, _per_token(advantages), clip_low, clip_high)
+
+
+def clipped_surrogate(
+    log_ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float | None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What `grpo_clip_loss` returns, of log w and advantages of shapes that fit each other."""
+    advantages = advantages.detach()
+    is_sound = log_ratio.detach().exp().isfinite() & advantages.isfinite()
+    ratio = with_gradient_where(is_sound, log_ratio).exp()
     clipped_ratio = ratio.clamp(1 - clip_low, 1 + (clip_low if clip_high is None else clip_high))
     plain, clipped = ratio * advantages, clipped_ratio * advantages
+    plain = plain.masked_fill(ratio.isinf() & (advantages == 0), 0.0)  # inf * 0 is nan
+    clipped = clipped.masked_fill(clipped_ratio.isinf() & (advantages == 0), 0.0)
     info = {"ratio": ratio.detach(), "clipped": (clipped < plain).detach()}
     return -torch.minimum(plain, clipped), info
+
+
+def with_gradient_where(mask: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The same values; a gradient flows back only where the mask is True.
+
+    Backward multiplies a gradient of 0, as at padding, by a derivative; where that is inf or nan
+    the product is nan and spreads to every weight.
+    """
+    return torch.where(mask, tensor, tensor.detach())
 
 
 def _per_token(advantages: torch.Tensor) -> torch.Tensor:
@@ -289,12 +323,15 @@ def kl_estimate(
             the mean, so it controls nothing.
         k2 = d^2 / 2: biased, with the gradient of the KL in the mean.
         k3 = exp(d) - 1 - d: unbiased and never negative.
+    What is no finite number has no gradient, so a nan at padding harms nothing.
 
     Example:
         >>> kl_estimate(torch.tensor([[-1.0]]), torch.tensor([[-2.0]]), "k3")
         tensor([[0.3679]])
     """
     difference = ref_log_probs - log_probs
+    is_sound = torch.expm1(difference).isfinite() if kind == "k3" else difference.isfinite()
+    difference = with_gradient_where(is_sound.detach(), difference)
     if kind == "k1":
         return -difference
     if kind == "k2":

@@ -2,7 +2,7 @@
 
 import torch
 
-from helpers.losses import masked_mean
+from helpers.losses import clipped_surrogate, masked_mean
 
 
 def gspo_loss(
@@ -27,12 +27,8 @@ def gspo_loss(
         tensor([[1., 1.]])
     """
     differences = masked_mean(log_probs - old_log_probs.detach(), response_mask, dim=-1)
-    ratio = differences.exp()[:, None].expand_as(log_probs)  # (B,) to (B, T)
-    advantages = advantages.detach()[:, None]
-    clipped_ratio = ratio.clamp(1 - clip_low, 1 + (clip_low if clip_high is None else clip_high))
-    plain, clipped = ratio * advantages, clipped_ratio * advantages
-    info = {"ratio": ratio.detach(), "clipped": (clipped < plain).detach()}
-    return -torch.minimum(plain, clipped), info
+    log_ratio = differences[:, None].expand_as(log_probs)  # (B,) to (B, T)
+    return clipped_surrogate(log_ratio, advantages[:, None], clip_low, clip_high)
 
 
 def importance_weights(
@@ -108,12 +104,14 @@ def value_loss(
         >>> value_loss(torch.ones(1, 1), torch.zeros(1, 1), 2 * torch.ones(1, 1), torch.ones(1, 1))
         tensor([[1.6200]])
     """
-    old_values, returns = old_values.detach(), returns.detach()
+    old_values, returns, values = (
+        x.masked_fill(~mask.bool(), 0.0) for x in (old_values.detach(), returns.detach(), values)
+    )
     losses = (values - returns) ** 2
     if clip is not None:
         near = old_values + (values - old_values).clamp(-clip, clip)
         losses = torch.maximum(losses, (near - returns) ** 2)
-    return (losses / 2).masked_fill(~mask.bool(), 0.0)
+    return losses / 2
 
 
 def whiten(values: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:

@@ -136,13 +136,7 @@ class GRPO(RolloutMethod):
 
     def finish(self, loop: RolloutLoop, rollouts: Rollouts) -> dict[str, float]:
         settings, found = self.settings, {}
-        rollouts.advantages = self.functions["group_advantages"](
-            rollouts.rewards,
-            rollouts.group_size,
-            baseline=settings.baseline,
-            scale=settings.scale,
-        )
-        check_advantages(rollouts.advantages, rollouts.rewards)
+        rollouts.advantages = self._advantages(rollouts)
         if self.reference is not None:
             with self.reference as start:
                 rollouts.reference = loop.log_probs(start, rollouts)
@@ -151,6 +145,21 @@ class GRPO(RolloutMethod):
             found |= self._weigh(loop, rollouts)
         return found
 
+    def _advantages(self, rollouts: Rollouts) -> torch.Tensor:
+        """(B,); 0 for groups that are left out, which the others' statistics do not see."""
+        advantages, kept = torch.zeros_like(rollouts.rewards), rollouts.kept
+        if kept:
+            rewards = rollouts.rewards[kept]
+            found = self.functions["group_advantages"](
+                rewards,
+                rollouts.group_size,
+                baseline=self.settings.baseline,
+                scale=self.settings.scale,
+            )
+            check_advantages(found, rewards)
+            advantages[kept] = found.to(advantages.dtype)
+        return advantages
+
     def _weigh(self, loop: RolloutLoop, rollouts: Rollouts) -> dict[str, float]:
         """The old log-probabilities become the model's own; the weights make up for the sampler."""
         sampled, rollouts.old = rollouts.old, loop.log_probs(loop.model, rollouts)
@@ -158,10 +167,11 @@ class GRPO(RolloutMethod):
             importance_weights(new, old, self.settings.importance_cap)
             for new, old in zip(rollouts.old, sampled, strict=True)
         ]
-        return {"importance_weight": loop.mean_of_tokens(rollouts.weights)}
+        return {"importance_weight": loop.mean_of_tokens(rollouts, rollouts.weights)}
 
     def is_needed(self, rollouts: Rollouts, place: int) -> bool:
-        if self.settings.mask_truncated and rollouts.truncated[place]:
+        is_cut = self.settings.mask_truncated and rollouts.truncated[place]
+        if is_cut or rollouts.is_left_out[place]:
             return False
         return not self.may_skip or float(rollouts.advantages[place]) != 0.0
 
@@ -170,14 +180,15 @@ class GRPO(RolloutMethod):
 
     def batch(self, rollouts: Rollouts, places: Sequence[int], mask: torch.Tensor) -> Batch:
         own = [place - rollouts.first for place in places]
+        rank = {place: number for number, place in enumerate(rollouts.kept)}
         columns = {
             "old_log_probs": rollouts.old,
             "ref_log_probs": rollouts.reference,
             "weights": rollouts.weights,
         }
         return {
-            "rows": torch.tensor(places),
-            "rewards": rollouts.rewards,
+            "rows": torch.tensor([rank[place] for place in places]),
+            "rewards": rollouts.rewards[rollouts.kept],
             **{
                 name: padded_values([values[place] for place in own], mask)
                 for name, values in columns.items()
@@ -289,6 +300,12 @@ def check_advantages(advantages, rewards: torch.Tensor) -> None:
         raise ValueError(
             f"group_advantages must return one advantage a reward, {tuple(rewards.shape)}, but "
             f"returned {shape}."
+        )
+    if not advantages.isfinite().all():
+        place = int((~advantages.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"group_advantages returned {advantages[place].item()} for the reward "
+            f"{rewards[place].item():g}: an advantage must be a finite number."
         )
 
 

@@ -163,13 +163,15 @@ class PPO(RolloutMethod):
             rewards.append(given)
         return rewards
 
-    def _advantages(self, rollouts: Rollouts, everyone) -> dict[str, float]:
-        """Of all processes' responses, because whitening is over the whole step."""
+    def _advantages(self, rollouts: Rollouts, everyone) -> dict[str, float | None]:
+        """Of all processes' responses, because whitening is over the whole step: over the tokens
+        that carry loss."""
         rewards, values = (
             padded(list(column), value=0.0) for column in zip(*everyone, strict=True)
         )  # (B, T)
         lengths = torch.tensor([len(one) for one, _ in everyone])
-        mask = torch.arange(rewards.shape[1]) < lengths[:, None]
+        is_trained = torch.tensor([self.is_needed(rollouts, k) for k in range(len(lengths))])
+        mask = (torch.arange(rewards.shape[1]) < lengths[:, None]) & is_trained[:, None]
         advantages, returns = self.functions["gae"](
             rewards, values, mask, self.settings.gamma, self.settings.lam
         )
@@ -184,6 +186,8 @@ class PPO(RolloutMethod):
                 ("old_values", values),
             )
         }
+        if not mask.any():
+            return {"value_mean": None, "explained_variance": None}
         spread = returns[mask].var(correction=0)
         error = (returns - values)[mask].var(correction=0)
         return {

@@ -168,20 +168,32 @@ class RolloutLoop(Loop):
         return [found.get(place, torch.zeros(0)) for place in rollouts.own]
 
     def mean_kl(self, rollouts: Rollouts, estimate: Callable) -> dict[str, float]:
-        """KL of the sampling policy from the reference, a token and a response, over all."""
+        """KL of the sampling policy from the reference, a token and a response, over all that are
+        not left out."""
         pairs = zip(rollouts.old, rollouts.reference, strict=True)
-        total = sum(float(estimate(old[None], start[None]).sum()) for old, start in pairs)
-        sums = self._sum({"kl": total, "tokens": float(sum(map(len, rollouts.old)))})
+        values = [estimate(old[None], start[None])[0] for old, start in pairs]
+        total, tokens = self._sum_of_tokens(rollouts, values)
         return {
-            "kl": sums["kl"] / max(1.0, sums["tokens"]),
-            "kl_response": sums["kl"] / len(rollouts.samples),
+            "kl": total / tokens if tokens else None,
+            "kl_response": total / len(rollouts.kept) if tokens else None,
         }
 
-    def mean_of_tokens(self, values: Sequence[torch.Tensor]) -> float:
-        """The mean over the tokens of all responses; `values` are (tokens,) of this process's."""
-        total = sum(float(value.sum()) for value in values)
-        sums = self._sum({"total": total, "tokens": float(sum(map(len, values)))})
-        return sums["total"] / max(1.0, sums["tokens"])
+    def mean_of_tokens(self, rollouts: Rollouts, values: Sequence[torch.Tensor]) -> float | None:
+        """The mean over the tokens of all responses that are not left out; `values` are (tokens,)
+        of this process's."""
+        total, tokens = self._sum_of_tokens(rollouts, values)
+        return total / tokens if tokens else None
+
+    def _sum_of_tokens(self, rollouts: Rollouts, values: Sequence[torch.Tensor]):
+        """(sum, number of tokens) over the responses of all processes that are not left out."""
+        kept = [
+            value
+            for place, value in zip(rollouts.own, values, strict=True)
+            if not rollouts.is_left_out[place]
+        ]
+        total = sum(float(value.sum()) for value in kept)
+        sums = self._sum({"total": total, "tokens": float(sum(map(len, kept)))})
+        return sums["total"], sums["tokens"]
 
     def _batches(self, rollouts: Rollouts, places: Sequence[int]):
         """Micro-batches (inputs, places) of this process's responses; empty ones have no token."""
@@ -309,4 +321,5 @@ class RolloutLoop(Loop):
         samples = grade(tasks, range(len(tasks)), completions, self.held_out.reward_fn)
         found = sample_metrics(Rollouts(completions, 0, samples, 1, 0))
         names = ("reward_mean", "format_rate", "accuracy", "length", "truncated")
+        names += ("bad_rewards",) if found["bad_rewards"] else ()
         return {f"eval_{name}": found[name] for name in names}

@@ -81,13 +81,14 @@ def padded_values(values: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.T
 def normalizer_of(settings: RolloutSettings, rollouts: Rollouts, places: Sequence[int]) -> float:
     """What the losses of an update are divided by, over all processes: as `aggregate` says.
 
-    It counts every response of the update, computed or not, but no token of one that carries no
-    loss.
+    It counts every response of the update, computed or not, but none of a group that is left out
+    and no token of one that carries no loss.
     """
+    places = [place for place in places if not rollouts.is_left_out[place]]
     if settings.reduction == "sequence_mean":
-        return float(len(places))
+        return float(max(1, len(places)))
     if settings.reduction == "constant":
-        return float(len(places) * settings.max_new_tokens)
+        return float(max(1, len(places)) * settings.max_new_tokens)
     counted = [
         place for place in places if not (settings.mask_truncated and rollouts.truncated[place])
     ]

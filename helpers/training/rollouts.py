@@ -65,8 +65,8 @@ class Rollouts:
     completions: those of this process; first: the place of its first one among all.
     samples: one dict a response, of all processes: row (of the data), prompt, gold, text, parts
         (of the reward), tokens, finish_reason, log_prob (mean of its tokens).
-    rewards, advantages: (B,). A group with a reward that is no finite number counts as without
-        signal: its rewards are 0 here, and is_left_out (B,) is True.
+    rewards, advantages: (B,). A group with a reward that is no finite number is left out of the
+        step, of its loss and of its statistics: is_left_out (B,) is True, rewards are 0 here.
     old, reference, weights: of this process's completions, a tensor (tokens,) each:
         log-probabilities of the policy that sampled, those of the reference, importance weights.
     """
@@ -97,6 +97,11 @@ class Rollouts:
     def own(self) -> range:
         """The places of this process's responses."""
         return range(self.first, self.first + len(self.completions))
+
+    @property
+    def kept(self) -> list[int]:
+        """The places of the responses, of all processes, whose group is not left out."""
+        return (~self.is_left_out).nonzero().flatten().tolist()
 
     @property
     def truncated(self) -> list[bool]:
@@ -156,31 +161,41 @@ def has_signal(samples: Sequence[Sample]) -> bool:
     return all(map(math.isfinite, rewards)) and len(set(rewards)) > 1
 
 
-def sample_metrics(rollouts: Rollouts) -> dict[str, float]:
-    """What is logged of a step's responses."""
-    samples, size = rollouts.samples, rollouts.group_size
+def sample_metrics(rollouts: Rollouts) -> dict[str, float | None]:
+    """What is logged of a step's responses, but for those of groups that are left out.
+
+    A mean over nothing is None: it is no number, and 0 would be a wrong one.
+    """
+    size = rollouts.group_size
+    samples = [rollouts.samples[place] for place in rollouts.kept]
     groups = [samples[place : place + size] for place in range(0, len(samples), size)]
     parts = [sample["parts"] for sample in samples]
-    rewards = [part["reward"] for part in parts if math.isfinite(part["reward"])] or [0.0]
+    rewards = [part["reward"] for part in parts]
+    more = dict.fromkeys(name for s in rollouts.samples for name in s["parts"])
     tokens = sum(sample["tokens"] for sample in samples)
-    more = [name for name in parts[0] if name not in REWARD_PARTS]
+    surprise = -sum(s["log_prob"] * s["tokens"] for s in samples)
     return {
-        "reward_mean": fmean(rewards),
-        "reward_std": pstdev(rewards),
-        "format_rate": _mean(parts, "format_reward"),
-        "accuracy": _mean(parts, "answer_reward"),
-        **{name: _mean(parts, name) for name in more},
-        "length": tokens / len(samples),
-        "truncated": fmean(rollouts.truncated),
-        "entropy": -sum(s["log_prob"] * s["tokens"] for s in samples) / max(1, tokens),
-        "groups_with_signal": fmean(map(has_signal, groups)),
+        "reward_mean": _mean(rewards),
+        "reward_std": pstdev(rewards) if rewards else None,
+        "format_rate": _mean_part(parts, "format_reward"),
+        "accuracy": _mean_part(parts, "answer_reward"),
+        **{name: _mean_part(parts, name) for name in more if name not in REWARD_PARTS},
+        "length": tokens / len(samples) if samples else None,
+        "truncated": _mean([sample["finish_reason"] == "length" for sample in samples]),
+        "entropy": surprise / max(1, tokens) if samples else None,
+        "groups_with_signal": _mean([has_signal(group) for group in groups]),
         "bad_rewards": rollouts.bad_rewards,
         "generated_tokens": rollouts.generated_tokens,
     }
 
 
-def _mean(parts: Sequence[dict[str, float]], name: str) -> float:
-    return fmean([v for part in parts if math.isfinite(v := part.get(name, 0.0))] or [0.0])
+def _mean_part(parts: Sequence[dict[str, float]], name: str) -> float | None:
+    """Over the responses that have this part, as a finite number."""
+    return _mean([part[name] for part in parts if math.isfinite(part.get(name, math.nan))])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 def groups_of(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
