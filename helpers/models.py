@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from helpers import quantization as quantize
+from helpers.logprobs import at_least_float32
 from helpers.quantization import footprint as footprint
 from helpers.reference import Reference as Reference
 from helpers.reference import freeze_reference as freeze_reference
@@ -150,7 +151,7 @@ class RewardModel(nn.Module):
             use_cache=False,
         ).last_hidden_state  # (B, T, H)
         with torch.autocast(hidden.device.type, enabled=False):
-            return classifier.score(hidden.float()).squeeze(-1)
+            return classifier.score(at_least_float32(hidden)).squeeze(-1)
 
     @property
     def classifier(self):

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from helpers.logprobs import at_least_float32
 from helpers.reference import freeze_reference, weights_identity
 from helpers.training.batches import micro_batches
 from helpers.training.checkpoint import hash_of
@@ -119,7 +120,8 @@ def _measured(model, method: ReferenceMethod, settings) -> dict[str, torch.Tenso
     """Name to (n,); each process takes its share of the rows."""
     state, device = PartialState(), next(model.parameters()).device
     rows = range(len(method.lengths))
-    found = {name: torch.zeros(len(rows), device=device) for name in method.names}
+    dtype = at_least_float32(next(model.parameters())).dtype
+    found = {name: torch.zeros(len(rows), dtype=dtype, device=device) for name in method.names}
     pieces = micro_batches(
         rows,
         method.lengths,
@@ -133,7 +135,7 @@ def _measured(model, method: ReferenceMethod, settings) -> dict[str, torch.Tenso
         # The policy's own arithmetic: else its first loss is not that of equal models.
         with half_precision(settings, device):
             for name, values in method.logps(model, batch).items():
-                found[name][piece] = values.float()
+                found[name][piece] = values.to(found[name].dtype)
     return {name: reduce(values, "sum").cpu() for name, values in found.items()}
 
 

@@ -272,8 +272,8 @@ class Loop:
 def trainable_parameters(model) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name.
 
-    Raises ValueError where there is none, or one that is not float32: a step of 1e-5 is lost on a
-    bfloat16 weight of 0.01.
+    Raises ValueError where there is none, or one in half precision: a step of 1e-5 is lost on a
+    bfloat16 weight of 0.01. float64, in which the arithmetic is checked, is trained too.
     """
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not found:
@@ -282,7 +282,7 @@ def trainable_parameters(model) -> dict[str, torch.nn.Parameter]:
             'dtype="float32" to train all of it.'
         )
     for name, parameter in found.items():
-        if parameter.dtype != torch.float32:
+        if parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"The parameter {name} is {parameter.dtype}, but trained parameters must be "
                 'float32: load the model with dtype="float32", or train LoRA layers on it.'

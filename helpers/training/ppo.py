@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from helpers.decoding import window_of
-from helpers.logprobs import response_log_probs
+from helpers.logprobs import at_least_float32, response_log_probs
 from helpers.losses import aggregate, grpo_clip_loss, kl_estimate
 from helpers.policy_losses import gae, value_loss, whiten
 from helpers.rewards import r1_zero_reward
@@ -121,7 +121,7 @@ def scores_and_values(model, inputs: Batch, **options) -> tuple[Batch, torch.Ten
         hook.remove()
     mask, hidden = inputs["response_mask"], seen[0]  # (N, S, H)
     with torch.autocast(hidden.device.type, enabled=False):
-        values = unwrapped.value_head(hidden[mask].float()).squeeze(-1)
+        values = unwrapped.value_head(at_least_float32(hidden[mask])).squeeze(-1)
     return scores, values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 

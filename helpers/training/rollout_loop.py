@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 
 from helpers.decoding import evaluation_mode
-from helpers.logprobs import response_log_probs
+from helpers.logprobs import at_least_float32, response_log_probs
 from helpers.rollout import SamplingSettings
 from helpers.training.batches import StepPlan
 from helpers.training.engines import Engine
@@ -162,7 +162,8 @@ class RolloutLoop(Loop):
         with torch.no_grad(), self.autocast():
             for batch, places in self._batches(rollouts, rollouts.own):
                 inputs = inputs_of(self._on_device(batch))
-                values = compute(inputs)[inputs["response_mask"]].float().cpu()
+                values = compute(inputs)[inputs["response_mask"]]
+                values = at_least_float32(values).cpu()
                 lengths = [len(rollouts.old[place - rollouts.first]) for place in places]
                 found |= dict(zip(places, values.split(lengths), strict=True))
         return [found.get(place, torch.zeros(0)) for place in rollouts.own]

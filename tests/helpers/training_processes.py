@@ -36,30 +36,37 @@ DATA = [
 ]
 
 
+def in_float64(load, folder: str, **options):
+    """(model, tokenizer). AdamW divides each step by the gradient's own size: where a gradient is
+    about 0, float32's rounding decides the sign of a whole step, another one on each processor."""
+    model, tokenizer = load(folder, device="cpu", **options)
+    return model.double(), tokenizer
+
+
 def main(folder: str, out: str, size: str) -> None:
-    model, tokenizer = load_model(folder, device="cpu")
+    model, tokenizer = in_float64(load_model, folder)
     settings = SFTSettings(batch_size=8, micro_batch_size=int(size), progress=False)
     loop = Loop(model.train(), SFT(DATA, tokenizer, settings, FUNCTIONS, 256), settings)
     loop.gradients(range(8), False)
     gradients = {name: p.grad.clone() for name, p in loop.parameters.items()}
 
     options = {"micro_batch_size": int(size), "num_epochs": 2, "lr": 1e-2, "progress": False}
-    model, tokenizer = load_model(folder, lora=LoraSettings(rank=4), device="cpu")
+    model, tokenizer = in_float64(load_model, folder, lora=LoraSettings(rank=4))
     sft = train_sft(model, DATA, SFTSettings(batch_size=4, save_every=3, **options),
                     tokenizer=tokenizer, eval_data=DATA[:3], out_dir=f"{out}/sft")
-    model, tokenizer = load_reward_model(folder, device="cpu")
+    model, tokenizer = in_float64(load_reward_model, folder)
     reward = train_reward_model(model, DATA, RewardSettings(batch_size=4, **options),
                                 tokenizer=tokenizer, out_dir=f"{out}/reward")
     runs = [sft, reward]
     # KTO takes 26 responses; both end with a step of one example, too.
     for method, batch_size in (("dpo", 4), ("kto", 5)):
-        model, tokenizer = load_model(folder, lora=LoraSettings(rank=4), device="cpu")
+        model, tokenizer = in_float64(load_model, folder, lora=LoraSettings(rank=4))
         preferences = PreferenceSettings(batch_size=batch_size, **options | {"num_epochs": 1})
         runs.append(train_preference(model, DATA, preferences, tokenizer=tokenizer, method=method,
                                      eval_data=DATA[:3], out_dir=f"{out}/{method}"))
     # The others share these two's way through the loop: two steps, of twelve pairs and of one.
     for method in ("robust", "hinge", "ipo", "simpo", "orpo"):
-        model, tokenizer = load_model(folder, lora=LoraSettings(rank=4), device="cpu")
+        model, tokenizer = in_float64(load_model, folder, lora=LoraSettings(rank=4))
         smoothing = {"label_smoothing": 0.1} if method == "robust" else {}
         preferences = PreferenceSettings(batch_size=12, **options | {"num_epochs": 1}, **smoothing)
         runs.append(train_preference(model, DATA, preferences, tokenizer=tokenizer, method=method))
