@@ -97,7 +97,8 @@ def train_ppo(
 @contextmanager
 def value_head(model) -> Iterator[None]:
     """Inside, the model has a trained layer `value_head`, which its own forward does not use."""
-    model.value_head = nn.Linear(model.config.hidden_size, 1, device=model.device)
+    dtype = at_least_float32(next(model.parameters())).dtype
+    model.value_head = nn.Linear(model.config.hidden_size, 1, device=model.device, dtype=dtype)
     nn.init.zeros_(model.value_head.weight)
     nn.init.zeros_(model.value_head.bias)
     try:

@@ -75,7 +75,8 @@ def inputs_of(batch: Batch) -> Batch:
 
 def padded_values(values: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
     """One value a token, (tokens,) a response, as rows of the mask's shape (b, T)."""
-    return torch.zeros(mask.shape).masked_scatter(mask, torch.cat(list(values)))
+    flat = torch.cat(list(values))
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
 
 
 def normalizer_of(settings: RolloutSettings, rollouts: Rollouts, places: Sequence[int]) -> float:

@@ -15,19 +15,17 @@ from tests.helpers.grpo_world import gradients, make_loop, train, train_by_ppo
 
 
 def main(folder: str, out: str, budget: str) -> None:
-    size = int(budget)
     # Five prompts do not divide by two, and the last step of an epoch has one prompt: one process
-    # then has none.
-    loop = make_loop(folder, micro_batch_tokens=size, prompts_per_step=5)
+    # then has none. float64: see in_float64 of training_processes.py.
+    common = {"micro_batch_tokens": int(budget), "prompts_per_step": 5, "dtype": torch.float64}
+    loop = make_loop(folder, **common)
     found, rollouts, _ = gradients(loop)
     batches = len(list(loop._batches(rollouts, rollouts.own)))
     runs = {
-        "grpo": train(folder, f"{out}/grpo", max_steps=4, prompts_per_step=5,
-                      micro_batch_tokens=size),
-        "kl": train(folder, f"{out}/kl", max_steps=4, prompts_per_step=5, beta=0.2, scale="batch",
-                    minibatches=2, epochs_per_step=2, micro_batch_tokens=size),
-        "ppo": train_by_ppo(folder, f"{out}/ppo", max_steps=4, prompts_per_step=5, beta=0.1,
-                            lr=1e-3, micro_batch_tokens=size),  # 16 updates of rounding
+        "grpo": train(folder, f"{out}/grpo", max_steps=4, **common),
+        "kl": train(folder, f"{out}/kl", max_steps=4, beta=0.2, scale="batch", minibatches=2,
+                    epochs_per_step=2, **common),
+        "ppo": train_by_ppo(folder, f"{out}/ppo", max_steps=4, beta=0.1, lr=1e-3, **common),
     }
     tensors = {f"gradient/{name}": gradient for name, gradient in found.items()}
     for kind, run in runs.items():

@@ -29,9 +29,10 @@ def settings(**changes):
                            "max_new_tokens": 8, "lr": 1e-2, "progress": False} | changes)
 
 
-def fresh(folder, lora=LORA):
+def fresh(folder, lora=LORA, dtype=torch.float32):
     """(model, tokenizer) whose new adapter is not zero any more."""
     model, tokenizer = load_model(folder, lora=lora, device="cpu")
+    model.to(dtype)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -41,8 +42,8 @@ def fresh(folder, lora=LORA):
 
 
 def train(folder, out=None, *, reward_fn=vowels, data=DATA, callbacks=(), lora=LORA, resume=True,
-          functions=None, eval_data=None, engine="auto", **changes):
-    model, tokenizer = fresh(folder, lora)
+          functions=None, eval_data=None, engine="auto", dtype=torch.float32, **changes):
+    model, tokenizer = fresh(folder, lora, dtype)
     return train_grpo(model, data, settings(**changes), tokenizer=tokenizer, reward_fn=reward_fn,
                       functions=functions, callbacks=callbacks, out_dir=out, resume=resume,
                       eval_data=eval_data, engine=engine)
@@ -53,15 +54,16 @@ def ppo_settings(**changes):
                           "max_new_tokens": 8, "lr": 1e-2, "progress": False} | changes)
 
 
-def train_by_ppo(folder, out=None, *, reward_fn=vowels, callbacks=(), functions=None, **changes):
-    model, tokenizer = fresh(folder)
+def train_by_ppo(folder, out=None, *, reward_fn=vowels, callbacks=(), functions=None,
+                 dtype=torch.float32, **changes):
+    model, tokenizer = fresh(folder, dtype=dtype)
     return train_ppo(model, DATA, ppo_settings(**changes), tokenizer=tokenizer, reward_fn=reward_fn,
                      functions=functions, callbacks=callbacks, out_dir=out)
 
 
-def make_loop(folder, reward_fn=vowels, functions=None, **changes):
+def make_loop(folder, reward_fn=vowels, functions=None, dtype=torch.float32, **changes):
     """A loop at its first step, to look into."""
-    model, tokenizer = fresh(folder)
+    model, tokenizer = fresh(folder, dtype=dtype)
     chosen = settings(**changes)
     tasks = Tasks(DATA, tokenizer, chosen.max_new_tokens, 256)
     method = GRPO(tasks, chosen, FUNCTIONS | (functions or {}), reward_fn)

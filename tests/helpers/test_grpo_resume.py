@@ -21,6 +21,9 @@ from tests.helpers.grpo_world import DATA, fresh, settings, train, vowels
 
 SCRIPT = Path(__file__).with_name("grpo_processes.py")
 ROOT = SCRIPT.parents[2]
+# The models are float64; what was sampled is float32 in both, but a value at the edge between two
+# float32 numbers may fall to either side (6e-8 of it), and sixteen updates carry that on.
+CLOSE = 1e-6
 OPTIONS = {"max_steps": 5, "save_every": 2, "beta": 0.2, "minibatches": 2, "epochs_per_step": 2}
 
 
@@ -149,14 +152,13 @@ def test_two_processes_are_one(tiny_folder, tmp_path):
             for name in ("loss", "grad_norm", "reward_mean", "entropy", "length", "clip_fraction",
                          "groups_with_signal", "generated_tokens", "trained_rows"):
                 assert [row[name] for row in rows] == pytest.approx(
-                    [row[name] for row in others], abs=1e-5, rel=1e-5), name
+                    [row[name] for row in others], abs=CLOSE, rel=CLOSE), name
         for kind, name in (("kl", "kl"), ("ppo", "kl"), ("ppo", "value_loss"),
                            ("ppo", "explained_variance")):
             assert [row[name] for row in report[kind]] == pytest.approx(
-                [row[name] for row in single[kind]], abs=1e-5), (kind, name)
+                [row[name] for row in single[kind]], abs=CLOSE), (kind, name)
         for name, tensor in expected.items():
-            limit = 1e-6 if name.startswith("gradient/") else 1e-5
-            assert (found[name] - tensor).abs().max() < limit, name
+            assert (found[name] - tensor).abs().max() < CLOSE, name
     one, two = (read_rollouts(tmp_path / name / "kl") for name in ("one", "two"))
     assert [group["completions"] for group in two] == [group["completions"] for group in one]
 
