@@ -3,7 +3,8 @@
 import os
 
 # Before torch is imported: two threads on busy cores are many times slower than one.
-os.environ["OMP_NUM_THREADS"] = "1"
+# WORKBOOK_TEST_THREADS=2 runs the tests with two all the same: no test may depend on the number.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("WORKBOOK_TEST_THREADS", "1")
 
 from pathlib import Path
 
@@ -19,7 +20,7 @@ settings.register_profile("explore", deadline=None)
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "explore")
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 BASE_MODEL = Path(__file__).parent.parent / "workbook" / "assets" / "base"
 
