@@ -1,5 +1,11 @@
 """The verb `test`: what is left out, and the second environment's pins."""
 
+import os
+import subprocess
+import sys
+
+import pytest
+
 from workbook import testing
 from workbook.engines import requirements
 from workbook.setup import package_set
@@ -37,22 +43,30 @@ class Done:
 def test_one_failure_is_named_and_the_rest_goes_on(monkeypatch, capsys):
     ran = []
 
-    def start(title, arguments, output=None):
+    def start(title, arguments, output=None, environ=None):
         ran.append(title)
         return Done(title, 2 if title == "run all" else 0, output)
 
     monkeypatch.setattr(testing, "start", start)
     assert testing.run_tests(everything=True) == 1
-    assert set(ran) == {*testing.STEPS, "pytest"}
+    assert set(ran) == {*testing.STEPS, "pytest", "pytest on plain kernels"}
     said = capsys.readouterr()
     assert said.err == "Failed beside the tests: run all\n"
     assert said.out.rstrip().endswith("what pytest says")
 
 
-def test_a_failure_of_pytest_alone_is_a_failure(monkeypatch):
-    monkeypatch.setattr(testing, "start", lambda title, *rest: Done(title, int(title == "pytest")))
+@pytest.mark.parametrize("suite", ["pytest", "pytest on plain kernels"])
+def test_a_failure_of_one_suite_alone_is_a_failure(monkeypatch, suite):
+    monkeypatch.setattr(testing, "start", lambda title, *rest: Done(title, int(title == suite)))
     assert testing.run_tests(everything=True) == 1
-    assert testing.run_tests(everything=False) == 1
+    assert testing.run_tests(everything=False) == int(suite == "pytest")
+
+
+def test_plain_kernels_are_what_torch_then_takes():
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | testing.PLAIN_KERNELS,
+                          capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "DEFAULT"
 
 
 def test_what_a_step_prints_is_kept_below_its_name(tmp_path, capfd):
