@@ -18,7 +18,7 @@ def main(folder: str, out: str, budget: str) -> None:
     # Five prompts do not divide by two, and the last step of an epoch has one prompt: one process
     # then has none. float64: see in_float64 of training_processes.py.
     common = {"micro_batch_tokens": int(budget), "prompts_per_step": 5, "dtype": torch.float64}
-    loop = make_loop(folder, **common)
+    loop = make_loop(folder, micro_batch_tokens=int(budget), prompts_per_step=5)
     found, rollouts, _ = gradients(loop)
     batches = len(list(loop._batches(rollouts, rollouts.own)))
     runs = {

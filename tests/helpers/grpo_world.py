@@ -61,9 +61,11 @@ def train_by_ppo(folder, out=None, *, reward_fn=vowels, callbacks=(), functions=
                      functions=functions, callbacks=callbacks, out_dir=out)
 
 
-def make_loop(folder, reward_fn=vowels, functions=None, dtype=torch.float32, **changes):
-    """A loop at its first step, to look into."""
-    model, tokenizer = fresh(folder, dtype=dtype)
+def make_loop(folder, reward_fn=vowels, functions=None, **changes):
+    """A loop at its first step, to look into; float64, so that two ways to a gradient are told
+    apart by the method and not by the rounding of one processor's kernels. What was sampled is
+    rounded to float32 (6e-8 of log-probabilities near -6): hence bounds of 1e-6, not of 1e-12."""
+    model, tokenizer = fresh(folder, dtype=torch.float64)
     chosen = settings(**changes)
     tasks = Tasks(DATA, tokenizer, chosen.max_new_tokens, 256)
     method = GRPO(tasks, chosen, FUNCTIONS | (functions or {}), reward_fn)

@@ -40,8 +40,9 @@ def plain_loss(loop, rollouts, **options):
     scores = response_log_probs(loop.model, **batch, temperature=chosen.temperature,
                                 return_entropy=True)
     mask = batch["response_mask"]
-    old = torch.zeros(mask.shape).masked_scatter(
-        mask, torch.tensor([value for c in rollouts.completions for value in c.log_probs]))
+    sampled = [value for c in rollouts.completions for value in c.log_probs]
+    old = scores["log_probs"].detach().new_zeros(mask.shape).masked_scatter(
+        mask, scores["log_probs"].new_tensor(sampled))
     loss, _ = grpo_step(scores["log_probs"], old, mask, rollouts.rewards,
                         chosen.samples_per_prompt, baseline=chosen.baseline, scale=chosen.scale,
                         reduction=chosen.reduction, constant=chosen.max_new_tokens, **options)
@@ -83,13 +84,13 @@ def test_kl_and_entropy_terms_by_hand(tiny_folder):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
 def test_the_first_ratio_is_one(tiny_folder, temperature):
-    run = train(tiny_folder, temperature=temperature, lora=None, lr=1e-3)
+    run = train(tiny_folder, temperature=temperature, lora=None, lr=1e-3, dtype=torch.float64)
     assert max(record["ratio_gap"] for record in run.metrics) < 1e-5
     assert all(record["clip_fraction"] == 0 for record in run.metrics)
 
 
 def test_dropout_is_off_where_the_policy_is_scored(tiny_folder):
-    run = train(tiny_folder, lora=LoraSettings(rank=4, dropout=0.5))
+    run = train(tiny_folder, lora=LoraSettings(rank=4, dropout=0.5), dtype=torch.float64)
     assert max(record["ratio_gap"] for record in run.metrics) < 1e-5
 
 
@@ -159,15 +160,16 @@ def test_a_step_without_any_signal_is_one_of_zero_gradient(tiny_folder):
 
 
 def test_off_policy_updates_clip_and_move_the_ratio(tiny_folder):
-    run = train(tiny_folder, epochs_per_step=2, minibatches=2, lr=0.1, max_grad_norm=None)
+    run = train(tiny_folder, epochs_per_step=2, minibatches=2, lr=0.1, max_grad_norm=None,
+                dtype=torch.float64)
     assert [record["updates"] for record in run.metrics] == [4, 4, 4]
     assert run.metrics[0]["ratio_gap"] < 1e-5
     assert run.metrics[0]["clip_fraction"] > 0 and run.metrics[0]["ratio_mean"] != 1.0
     free = train(tiny_folder, epochs_per_step=2, minibatches=2, lr=0.1, max_grad_norm=None,
-                 loss="no_clip")
+                 loss="no_clip", dtype=torch.float64)
     assert free.metrics[0]["clip_fraction"] == 0
     assert free.metrics[0]["reward_mean"] == run.metrics[0]["reward_mean"]
-    assert free.metrics[1]["reward_mean"] != run.metrics[1]["reward_mean"]
+    assert free.metrics[0]["ratio_mean"] != run.metrics[0]["ratio_mean"]
 
 
 def test_on_policy_losses_have_one_gradient(tiny_folder):
@@ -177,7 +179,7 @@ def test_on_policy_losses_have_one_gradient(tiny_folder):
         other = make_loop(tiny_folder, loss=loss)
         found, *_ = gradients(other, rollouts=rollouts)
         # At equal policies all are the policy gradient: gspo of a mean over each response.
-        assert largest_difference(expected, found) < 1e-5, loss
+        assert largest_difference(expected, found) < 1e-6, loss
 
 
 def test_a_masked_truncated_response_has_no_gradient(tiny_folder):
@@ -205,14 +207,14 @@ def test_importance_weights_are_one_for_the_model_itself(tiny_folder):
     weights = torch.cat(rollouts.weights)
     assert (weights - 1).abs().max() < 1e-5
     expected, *_ = gradients(make_loop(tiny_folder))
-    assert largest_difference(found, expected) < 1e-5
+    assert largest_difference(found, expected) < 1e-6
     for completion in rollouts.completions:  # an engine that thinks its tokens half as likely
         completion.log_probs = [value - math.log(2) for value in completion.log_probs]
     rollouts.__post_init__()
     loop.method.finish(loop, rollouts)
     assert torch.cat(rollouts.weights).max() == pytest.approx(2.0, abs=1e-4)
     doubled, *_ = gradients(loop, rollouts=rollouts)
-    assert largest_difference({k: 2 * g for k, g in expected.items()}, doubled) < 1e-4
+    assert largest_difference({k: 2 * g for k, g in expected.items()}, doubled) < 1e-6
 
 
 # --- your own functions and rewards

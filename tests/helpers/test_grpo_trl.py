@@ -88,9 +88,10 @@ def test_loss_and_gradients_equal_trl(policies, tmp_path, loss_type, how, beta):
     })
     theirs = torch.autograd.grad(expected, list(policy.parameters()))
     assert loss.dtype == torch.float64
-    assert abs(loss.item() - expected.item()) < 1e-6 and abs(expected.item()) > 1e-3
+    assert abs(loss.item() - expected.item()) < 1e-5 and abs(expected.item()) > 1e-3
     for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other.double(), atol=1e-6, rtol=0)
+        # TRL's log-probabilities are float32: 1e-7 of each of some fifty terms.
+        torch.testing.assert_close(mine, other.double(), atol=1e-5, rtol=1e-5)
 
 
 REWARDS = torch.tensor([1.0, 0.25, 0.0, 0.5, 0.0, 0.0, 0.125, 1.0], dtype=torch.float64)

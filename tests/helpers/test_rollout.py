@@ -354,7 +354,8 @@ def test_adapters_are_merged_while_decoding_and_the_weights_come_back(tiny_rando
         scores = peft_model(sequence).logits.log_softmax(-1)[0, :-1]  # not merged
         place = len(completion.prompt_token_ids) - 1
         expected = scores[place:].gather(1, sequence[0, place + 1 :, None]).squeeze(1)
-        torch.testing.assert_close(torch.tensor(completion.log_probs), expected, atol=1e-5, rtol=0)
+        # float32 rounds each merged weight by 6e-8 of it, and logits of about 10 add up 64 of them.
+        torch.testing.assert_close(torch.tensor(completion.log_probs), expected, atol=1e-4, rtol=0)
     with pytest.raises(IndexError):
         generate(peft_model, tokenizer, [[10**6]], sampling=settings)
     after = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}

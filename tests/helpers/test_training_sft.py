@@ -40,10 +40,10 @@ def train(model_and_tokenizer, data=DATA, *, functions=None, **changes):
 
 
 def gradients(folder, **changes):
-    """Gradients of the one step that holds all examples."""
+    """Gradients of the one step that holds all examples, in float64: rounding hides nothing."""
     model, tokenizer = load_model(folder, device="cpu")
     chosen = settings(batch_size=len(DATA), **changes)
-    loop = Loop(model.train(), SFT(DATA, tokenizer, chosen, FUNCTIONS, 256), chosen)
+    loop = Loop(model.double().train(), SFT(DATA, tokenizer, chosen, FUNCTIONS, 256), chosen)
     loop.gradients(range(len(DATA)), False)
     return {name: p.grad for name, p in loop.parameters.items()}
 
@@ -54,7 +54,7 @@ def test_micro_batches_change_no_gradient(size, batching, tiny_folder):
     whole = gradients(tiny_folder, batching="random")
     cut = gradients(tiny_folder, micro_batch_size=size, batching=batching)
     for name, gradient in whole.items():
-        torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(cut[name], gradient, atol=1e-9, rtol=1e-9)
     assert max(g.abs().max() for g in whole.values()) > 0.1
 
 
