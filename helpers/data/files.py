@@ -8,24 +8,33 @@ import gzip
 import json
 import os
 import re
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import datasets
 from datasets import Dataset, load_dataset
 
+from helpers.data import json_text
+from helpers.data.containers import (
+    GZIP_ERRORS,
+    foreign,
+    head_of,
+    is_parquet,
+    layout_of,
+    open_bytes,
+    parquet_rows,
+)
 from helpers.data.fields import BadRecord, short
+from helpers.data.json_lines import Blank, line_values
+from helpers.data.json_text import Note, Window
+from helpers.text_files import regular_file
 
 MAX_LINE_BYTES = 1_000_000
-MAX_JSON_BYTES = 256_000_000
-BLANK = object()  # a line without anything; the JSON value null is a bad record instead
-_BOM = b"\xef\xbb\xbf"
 
 
 class Item(NamedTuple):
-    """A parsed record, or a BadRecord, or BLANK for a blank line, and where it stands.
+    """A parsed record, a BadRecord, a Note on the file, or Blank lines, and where it stands.
 
     number counts from 1: lines of a JSONL file, records of anything else.
     """
@@ -45,134 +54,100 @@ class Item(NamedTuple):
 
 def read_items(
     sources: Iterable[str | Path], *, split: str = "train", max_line_bytes: int = MAX_LINE_BYTES,
-    streaming: bool = False,
+    streaming: bool = False, is_record: Callable[[dict], bool] = lambda value: False,
 ) -> Iterator[Item]:
     """Every item of every source, in order.
 
     split: of a hub data set. max_line_bytes: longer lines are skipped without being held in
     memory. streaming: read a hub data set as it arrives instead of keeping a copy of all of it.
-    Raises FileNotFoundError, or ConnectionError for a hub that cannot be reached.
+    is_record: whether the only object of a file is a record itself, not an object around records.
+    Raises FileNotFoundError or OSError for what is no file, ConnectionError for a hub that cannot
+    be reached.
     """
     for source in map(str, sources):
         is_empty = True
-        for item in _read_one(source, split, max_line_bytes, streaming):
-            is_empty = is_empty and item.value is BLANK
+        for item in _read_one(source, split, max_line_bytes, streaming, is_record):
+            is_empty = is_empty and isinstance(item.value, Blank | Note)
             yield _as_object(item)
         if is_empty:
             yield Item(BadRecord("empty_file", "the file holds no record"), source, 1)
 
 
 def _as_object(item: Item) -> Item:
-    if item.value is BLANK or isinstance(item.value, dict | BadRecord):
+    if isinstance(item.value, Blank | Note | dict | BadRecord):
         return item
     problem = f"here stands {short(item.value)}, not an object with fields"
     return item._replace(value=BadRecord("not_an_object", problem))
 
 
-def _read_one(source: str, split: str, max_line_bytes: int, streaming: bool) -> Iterator[Item]:
-    path = Path(source)
-    if path.is_dir():
-        raise FileNotFoundError(f"{source} is a folder; name one file in it.")
-    if not path.exists():
+def _read_one(source: str, split: str, max_line_bytes: int, streaming: bool,
+              is_record: Callable[[dict], bool]) -> Iterator[Item]:
+    if _is_hub_name(source):
         yield from _numbered(_hub_rows(source, split, streaming), source)
-    elif source.lower().endswith(".parquet"):
-        yield from _numbered(_parquet_rows(source), source)
+        return
+    regular_file(source)
+    if is_parquet(source):
+        yield from _numbered(parquet_rows(source), source)
     else:
-        yield from _file_items(source, max_line_bytes)
+        yield from _file_items(source, max_line_bytes, is_record)
+
+
+def _is_hub_name(source: str) -> bool:
+    """ "owner/name" or "owner/name:configuration", where no file or folder of that name stands."""
+    looks_like_file = re.search(r"\.(json|jsonl|gz|parquet|csv|txt)$", source.lower())
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", source)
+    return bool(is_name and not looks_like_file and not os.path.lexists(source))
 
 
 def _numbered(values: Iterable[Any], source: str) -> Iterator[Item]:
-    for number, value in enumerate(values, 1):
+    number = 1
+    for value in values:
         yield Item(value, source, number, is_line=False)
+        number += not isinstance(value, Note)
 
 
-def _file_items(source: str, max_line_bytes: int) -> Iterator[Item]:
-    name, number = source.lower(), 0
-    opener = gzip.open if name.endswith(".gz") else open
+def _file_items(source: str, max_line_bytes: int,
+                is_record: Callable[[dict], bool]) -> Iterator[Item]:
+    item = None
     try:
-        with opener(source, "rb") as file:
-            is_array = name.removesuffix(".gz").endswith(".json") and _starts_with_bracket(file)
-            values = _array_values(file) if is_array else _line_values(file, max_line_bytes)
-            for number, value in enumerate(values, 1):
-                yield Item(value, source, number, is_line=not is_array)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        with open_bytes(source) as file:
+            head = head_of(file)
+            if (problem := foreign(source, head)) is not None:
+                yield Item(problem, source, 1)
+                return
+            layout = layout_of(source, head, is_record)
+            for item in (_line_items(file, source, max_line_bytes) if layout == "lines" else
+                         _numbered(_document_values(file, layout), source)):
+                yield item
+    except GZIP_ERRORS as error:
+        number = item.number + 1 if item else 1
         problem = f"the gzip file is damaged or ends early ({error})"
-        yield Item(BadRecord("damaged_gzip", problem), source, number + 1)
+        yield Item(BadRecord("damaged_gzip", problem), source, number)
 
 
-def _starts_with_bracket(file: BinaryIO) -> bool:
-    """Whether a .json file is one array; many are JSONL under another name."""
-    start = file.read(4096).removeprefix(_BOM).lstrip()
-    file.seek(0)
-    return start.startswith(b"[")
-
-
-def _array_values(file: BinaryIO) -> Iterator[Any]:
-    content = file.read(MAX_JSON_BYTES + 1)
-    if len(content) > MAX_JSON_BYTES:
-        problem = f"over {MAX_JSON_BYTES:,} bytes in one JSON array; make it JSONL"
-        yield BadRecord("huge_file", problem)
-        return
-    values = _parse(content, is_torn=True)
-    yield from [values] if isinstance(values, BadRecord) else values
-
-
-def _line_values(file: BinaryIO, max_bytes: int) -> Iterator[Any]:
-    """JSON values line by line, never holding more than max_bytes of a line."""
-    while line := file.readline(max_bytes + 1):
-        is_huge = len(line) > max_bytes and not line.endswith(b"\n")
-        while is_huge and line and not line.endswith(b"\n"):
-            line = file.readline(max_bytes)
-        if is_huge:
-            yield BadRecord("huge_line", f"the line is over {max_bytes:,} bytes")
-        elif not line.removeprefix(_BOM).strip():
-            yield BLANK
-        else:
-            yield _parse(line, is_torn=not line.endswith(b"\n"))
-
-
-def _parse(content: bytes, *, is_torn: bool) -> Any:
-    """The JSON value, or the BadRecord that says why there is none."""
+def _document_values(file: BinaryIO, layout: str) -> Iterator[Any]:
+    """The values of a file that is not read by lines, up to the first fault of its form."""
+    window = Window(file)
+    read = {"array": json_text.array_values, "object": json_text.object_values,
+            "values": json_text.following_values}[layout]
     try:
-        text = content.removeprefix(_BOM).decode("utf-8")
-        return json.loads(text, object_pairs_hook=_unique_fields)
+        yield from read(window)
+        if window.peek():
+            yield BadRecord("bad_json", f"{window.place(window.at)}: more text stands behind the "
+                                        f"{layout}, and is not read")
     except BadRecord as bad:
-        return bad
-    except UnicodeDecodeError as error:
-        if is_torn and error.reason == "unexpected end of data":
-            return BadRecord("torn_last_line", "the file ends inside a character")
-        return BadRecord("bad_utf8", f"byte {error.start + 1} is not UTF-8")
-    except json.JSONDecodeError as error:
-        if is_torn:
-            return BadRecord("torn_last_line", f"the file ends inside a record ({error.msg})")
-        return BadRecord("bad_json", f"column {error.colno}: {error.msg}")
-    except (ValueError, RecursionError):  # an integer of thousands of digits; 100,000 brackets
-        return BadRecord("bad_json", "a number is too long or the nesting is too deep")
+        yield BadRecord(bad.kind, f"{bad}; what follows is not read")
 
 
-def _unique_fields(pairs: list[tuple[str, Any]]) -> dict:
-    """A JSON object; of a name that stands twice the parser would keep one value in silence."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadRecord("duplicate_field", f"the field {short(twice, 30)} stands there twice")
-    return fields
-
-
-def _parquet_rows(path: str) -> Iterator[Any]:
-    try:
-        yield from Dataset.from_parquet(path)
-    except Exception as error:  # datasets raises its own kinds for a file that is not parquet
-        problem = f"not a readable parquet file ({str(error).splitlines()[0]})"
-        yield BadRecord("damaged_parquet", problem)
+def _line_items(file: BinaryIO, source: str, max_line_bytes: int) -> Iterator[Item]:
+    number = 1
+    for value, lines in line_values(file, max_line_bytes):
+        yield Item(value, source, number)
+        number += lines
 
 
 def _hub_rows(source: str, split: str, streaming: bool) -> Iterator[dict]:
     """The rows of a hub data set, "owner/name" or "owner/name:configuration"."""
-    looks_like_file = re.search(r"\.(json|jsonl|gz|parquet|csv|txt)$", source.lower())
-    if looks_like_file or not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", source):
-        raise FileNotFoundError(f"There is no file {source}.")
     name, _, configuration = source.partition(":")
     offline = datasets.config.HF_HUB_OFFLINE
     try:

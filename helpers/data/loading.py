@@ -19,7 +19,7 @@ from datasets import Dataset
 
 from helpers.data.conversation import check_template, with_prompt
 from helpers.data.fields import BadRecord, checked_text
-from helpers.data.files import BLANK, MAX_LINE_BYTES, Item, read_items
+from helpers.data.files import MAX_LINE_BYTES, Blank, Item, Note, read_items
 from helpers.data.formats import FORMATS, Format, check_format, format_of, to_preference
 
 __all__ = ["FORMATS", "BadRecord", "Format", "LoadReport", "format_of", "leaks",
@@ -27,19 +27,23 @@ __all__ = ["FORMATS", "BadRecord", "Format", "LoadReport", "format_of", "leaks",
 
 MAX_PROBLEMS_KEPT = 50
 RECORDS_TO_GUESS_FROM = 20
+MOST_TO_GUESS_FROM = 1_000  # where most are bad
+MAX_BAD_AT_START = 5_000
 
 
 @dataclass
 class LoadReport:
     """What was read and what was left out. `problems` keeps the first 50 as "file:line: why".
 
-    format: the one that the records were read in, given or guessed.
+    format: the one that the records were read in, given or guessed. notes: what else to know of
+    how a file was read, such as the field of an object in which the records stand.
     """
 
     num_records: int = 0
     blank_lines: int = 0
     bad_by_kind: Counter = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     format: str | None = None
 
     @property
@@ -53,19 +57,20 @@ class LoadReport:
 
     def describe(self, shown: int = 10) -> str:
         """What was read and what was bad, in one line and one more for each bad record shown."""
+        notes = [f"  {note}" for note in self.notes[:shown]]
         if not self.num_bad:
-            return f"Records: {self.num_records} read, none bad."
+            return "\n".join([f"Records: {self.num_records} read, none bad.", *notes])
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.bad_by_kind.items())
         lines = [f"Records: {self.num_records} used, {self.num_bad} bad ({kinds}):"]
         lines += [f"  {problem}" for problem in self.problems[:shown]]
         if self.num_bad > shown:
             lines.append(f"  ... and {self.num_bad - shown} more")
-        return "\n".join(lines)
+        return "\n".join(lines + notes)
 
     def as_dict(self) -> dict[str, Any]:
         return {"num_records": self.num_records, "num_bad": self.num_bad,
                 "bad_by_kind": dict(self.bad_by_kind), "blank_lines": self.blank_lines,
-                "problems": list(self.problems)}
+                "problems": list(self.problems), "notes": list(self.notes)}
 
 
 def load_records(
@@ -154,23 +159,38 @@ def read_rows(
         raise ValueError(f"limit must be 1 or more, but it is {limit}.")
     sources = [source] if isinstance(source, str | Path) else list(source)
     items = read_items(sources, split=split, max_line_bytes=max_line_bytes,
-                       streaming=limit is not None)
+                       streaming=limit is not None, is_record=partial(_is_record, prepare, format))
     items, ids = map(partial(_prepared, prepare), items) if prepare else items, set()
     report.format, items = (_guess(items) if format == "auto" else (check_format(format), items))
     for item in items:
-        if item.value is BLANK:
-            report.blank_lines += 1
+        if isinstance(item.value, Blank):
+            report.blank_lines += item.value.lines
+            continue
+        if isinstance(item.value, Note):
+            report.notes.append(f"{item.source}: {item.value}")
             continue
         try:
             read = _convert(item, report.format, ids)
         except BadRecord as bad:
             report.add(item.place, bad)
+            if not report.num_records and report.num_bad >= MAX_BAD_AT_START:
+                return  # what begins with so many bad records is no file of records
             continue
         ids.add(read.id)
         report.num_records += 1
         yield read
         if report.num_records == limit:
             return
+
+
+def _is_record(prepare: Callable[[dict], dict] | None, format: str, value: dict) -> bool:
+    """Whether an object has the fields of the format that is asked for, or of any."""
+    try:
+        value = prepare(value) if prepare else value
+    except BadRecord:
+        return False
+    asked = [FORMATS[format]] if format in FORMATS else FORMATS.values()
+    return any(set(known.fields) <= set(value) for known in asked)
 
 
 def _prepared(prepare: Callable[[dict], dict], item: Item) -> Item:
@@ -194,8 +214,9 @@ def _guess(items: Iterator[Item]) -> tuple[str | None, Iterator[Item]]:
         try:
             votes[format_of(item.value) if isinstance(item.value, dict) else None] += 1
         except BadRecord:
-            continue
-        if votes.total() - votes[None] == RECORDS_TO_GUESS_FROM:
+            votes[None] += 1
+        is_enough = votes.total() - votes[None] == RECORDS_TO_GUESS_FROM
+        if is_enough or len(seen) == MOST_TO_GUESS_FROM:
             break
     del votes[None]
     return max(votes, key=votes.get, default=None), chain(seen, items)
