@@ -14,8 +14,11 @@ def paired_bootstrap(
     Each line of draws (R, N) holds N question numbers, drawn with replacement; both methods are
     judged on the same draw, so that what makes a question hard for both cancels (Efron and
     Tibshirani 1993, chapter 13: the percentile interval of the mean of the differences).
+    It knows only what was drawn: equal differences have no width here, as in the example.
+    `helpers.evaluation.bootstrap_interval` of the differences counts in what may not have been.
 
-    Returns (difference, low, high). Raises ValueError for unequal numbers of scores.
+    Returns (difference, low, high). Raises ValueError for unequal numbers of scores, and for one
+    that is no finite number.
 
     Example:
         >>> draws = np.random.default_rng(0).integers(0, 3, (1000, 3))
@@ -26,6 +29,10 @@ def paired_bootstrap(
     if first.shape != second.shape:
         raise ValueError(f"{len(first)} scores and {len(second)} do not make pairs.")
     gaps, tail = first - second, (1 - confidence) / 2
+    if not np.isfinite(gaps).all():
+        place = int(np.flatnonzero(~np.isfinite(gaps))[0])
+        raise ValueError(f"Question {place} has the scores {first[place]} and {second[place]}, "
+                         "which do not compare.")
     low, high = np.quantile(gaps[np.asarray(draws)].mean(axis=1), (tail, 1 - tail))
     return float(gaps.mean()), float(low), float(high)
 
@@ -55,12 +62,31 @@ def difference_of_rates(first: float, second: float, n: int) -> tuple[float, flo
 
     The normal interval of two independent means: a table does not say which questions each method
     answered, so the pairs are lost and the interval is wide. A score between 0 and 1 of mean m has
-    a variance of m (1 - m) at most, which SubEM reaches and F1 does not.
+    a variance of m (1 - m) at most, which SubEM reaches and F1 does not. Near 0 or 1, where fewer
+    than five questions are right or wrong, that variance is too small, and 0 at the ends: there
+    each mean gets Wilson's interval (Newcombe 1998, method 10).
+
+    Raises ValueError for means outside 0 to 1, and for no scores.
 
     Example:
         >>> [round(bound, 3) for bound in difference_of_rates(0.5, 0.4, 100)]
         [0.1, -0.037, 0.237]
     """
-    error = math.sqrt((first * (1 - first) + second * (1 - second)) / n)
+    if not (0 <= first <= 1 and 0 <= second <= 1 and n >= 1):
+        raise ValueError(f"Means {first} and {second} of {n} scores: each must be from 0 to 1, and "
+                         "there must be a score.")
     gap = first - second
-    return gap, gap - 1.96 * error, gap + 1.96 * error
+    if min(first, 1 - first, second, 1 - second) * n >= 5:
+        error = math.sqrt((first * (1 - first) + second * (1 - second)) / n)
+        return gap, gap - 1.96 * error, gap + 1.96 * error
+    (low, high), (other_low, other_high) = _wilson(first, n), _wilson(second, n)
+    below = math.hypot(first - low, other_high - second)
+    above = math.hypot(high - first, second - other_low)
+    return gap, gap - below, gap + above
+
+
+def _wilson(mean: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a mean that need not be a count out of n."""
+    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    return centre - half, centre + half

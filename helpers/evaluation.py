@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import comb
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -258,14 +259,14 @@ def summarise(rows: Sequence[dict[str, Any]]) -> Summary:
 
     Rows may be a selection, such as the problems of one kind.
 
-    Raises ValueError where there is no row.
+    Raises ValueError where there is no row, or one without a finite number for a rate.
     """
     if not rows:
         raise ValueError("There is nothing to summarise: no rows were given.")
     is_qa = "sub_em" in rows[0]["metrics"]
     columns = {"format_rate": "format_reward", "accuracy": "answer_reward", "avg_reward": "reward"}
     columns |= {"sub_em": "sub_em", "f1": "f1"} if is_qa else {}
-    values = {rate: [row["metrics"][column] for row in rows] for rate, column in columns.items()}
+    values = {rate: _column(rows, column) for rate, column in columns.items()}
     if not is_qa:
         values["lenient_accuracy"] = [float(row["lenient"]) for row in rows]
     ids = [row["id"] for row in rows]
@@ -279,21 +280,33 @@ def summarise(rows: Sequence[dict[str, Any]]) -> Summary:
     )
 
 
+def _column(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """One metric of all rows; raises ValueError for the first row that has no number there."""
+    for place, row in enumerate(rows):
+        value = row["metrics"].get(name)
+        if value is None or not np.isfinite(value):
+            raise ValueError(f"The row of problem {row.get('id', place)!r} has no number as {name}, "
+                             f"but {value}: grade it again, or leave it out.")
+    return [float(row["metrics"][name]) for row in rows]
+
+
 def summarise_rates(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float, float]]:
     """Format, strict and lenient rate of maths rows, each as (rate, low, high): never one alone.
 
-    rows: one a problem, as in results.jsonl. The interval is Wilson's at 95 %.
+    rows: as in results.jsonl. The interval is Wilson's at 95 % where there is one row a problem
+    (rows without an id are problems of their own), else that of `mean_interval`.
 
-    Raises ValueError where there is no row.
+    Raises ValueError where there is no row, or one without a finite number for a rate.
     """
     if not rows:
         raise ValueError("There is nothing to summarise: no rows were given.")
+    ids = [row.get("id", ("row", place)) for place, row in enumerate(rows)]
     hits = {
-        "format_rate": [row["metrics"]["format_reward"] for row in rows],
-        "accuracy": [row["metrics"]["reward"] for row in rows],
-        "lenient_accuracy": [row["lenient"] for row in rows],
+        "format_rate": _column(rows, "format_reward"),
+        "accuracy": _column(rows, "reward"),
+        "lenient_accuracy": [float(row["lenient"]) for row in rows],
     }
-    return {name: (sum(column) / len(rows), *wilson_interval(int(sum(column)), len(rows)))
+    return {name: (sum(column) / len(rows), *(mean_interval(column, ids) or (0.0, 1.0)))
             for name, column in hits.items()}
 
 
@@ -305,41 +318,114 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Int
 
     >>> [round(bound, 3) for bound in wilson_interval(0, 20)]
     [0.0, 0.161]
+
+    Raises ValueError for no trials, and for more successes than trials.
     """
+    if not 0 <= successes <= total or total < 1:
+        raise ValueError(f"A rate needs one trial or more and at most as many successes, but there "
+                         f"are {successes} successes in {total} trials.")
     found = binomtest(successes, total).proportion_ci(confidence, method="wilson")
     return float(found.low), float(found.high)
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0,
+    weights: Sequence[float] | None = None,
 ) -> Interval:
     """Percentile bootstrap of the mean, for rewards and F1 that are not 0/1.
 
     For two methods on the same problems give the differences: that is the paired interval.
+    weights: how much each value counts in the mean, such as the samples of a problem.
 
-    Raises ValueError for fewer than two values.
+    A bootstrap knows only what was drawn: ten equal values have no width at all. So the interval
+    is at least that of what may not have been drawn (`_unseen`). It binds near the ends of the
+    scale and for few values; elsewhere the bootstrap is wider.
+
+    Raises ValueError for fewer than two values, and for one that is no finite number.
+
+    >>> [round(bound, 3) for bound in bootstrap_interval([1.0] * 20)]
+    [0.839, 1.0]
     """
+    values = _finite(values, "A bootstrap interval")
     if len(values) < 2:
         raise ValueError(f"A bootstrap interval needs two values or more, not {len(values)}.")
-    found = bootstrap((np.asarray(values, dtype=float),), np.mean, n_resamples=resamples,
-                      confidence_level=confidence, method="percentile", batch=100,
+    counts = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
+    if weights is None or len(set(weights)) == 1:
+        data, mean = (values,), np.mean
+    else:
+        data, mean = (values * counts, counts), _ratio
+    found = bootstrap(data, mean, n_resamples=resamples, confidence_level=confidence,
+                      method="percentile", batch=100, paired=len(data) > 1, vectorized=True,
                       rng=np.random.default_rng(seed)).confidence_interval
-    return float(found.low), float(found.high)
+    low, high = _unseen(values, counts, confidence)
+    return min(float(found.low), low), max(float(found.high), high)
+
+
+def _ratio(values: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+    return values.sum(axis=axis) / counts.sum(axis=axis)
+
+
+def _unseen(values: np.ndarray, counts: np.ndarray, confidence: float) -> Interval:
+    """How far values of a kind that was not drawn may move the mean.
+
+    A kind with a share of q = z^2 / (n + z^2) can be missing among n values: 1 - q is Wilson's
+    lower bound of n right ones out of n. Unequal counts make n smaller (Kish 1965, section 8.2).
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = z * z / (float(counts.sum() ** 2 / (counts**2).sum()) + z * z)
+    bottom, top = _scale(values)
+    kept = (1 - share) * float((values * counts).sum() / counts.sum())
+    return kept + share * bottom, kept + share * top
+
+
+def _scale(values: np.ndarray) -> Interval:
+    """Where a value may lie: 0 to 1 for values inside, else from the least to the largest one.
+
+    Equal values say nothing of their scale: it is taken as -1 to 1, as of differences, or as far
+    as the value is from 0.
+    """
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and 0 < high <= 1:
+        return 0.0, 1.0
+    if low < high:
+        return low, high
+    return -max(1.0, abs(low)), max(1.0, abs(low))
+
+
+def _finite(values: Sequence[float], what: str) -> np.ndarray:
+    """The values as an array; raises ValueError for the first that is no finite number."""
+    found = np.asarray(values, dtype=float)  # None becomes nan
+    if not np.isfinite(found).all():
+        place = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise ValueError(f"{what} is of finite numbers, but value {place} is {found.flat[place]}: "
+                         "leave it out, or mend what gave it.")
+    return found
 
 
 def mean_interval(values: Sequence[float], ids: Sequence[Any]) -> Interval | None:
     """95 % interval of a mean over samples, of which those with the same id are one problem.
 
-    Eight samples of a problem are not eight problems: the bootstrap draws problems. One 0/1
-    result a problem gives Wilson's interval; a single problem otherwise gives None.
+    Eight samples of a problem are not eight problems: the bootstrap draws problems, each with all
+    of its samples. One 0/1 result a problem gives Wilson's interval; a single problem otherwise
+    gives None.
+
+    Raises ValueError for a value that is no finite number.
+
+    >>> [round(bound, 3) for bound in mean_interval([1.0] * 40, [k // 2 for k in range(40)])]
+    [0.839, 1.0]
     """
+    values = _finite(values, "An interval").tolist()
     if len(set(ids)) == len(values) and set(values) <= {0.0, 1.0}:
         return wilson_interval(int(sum(values)), len(values))
     groups: dict[Any, list[float]] = {}
     for key, value in zip(ids, values, strict=True):
         groups.setdefault(key, []).append(value)
-    return bootstrap_interval([np.mean(group) for group in groups.values()]) if len(
-        groups) > 1 else None
+    if len(groups) < 2:
+        return None
+    low, high = bootstrap_interval([np.mean(group) for group in groups.values()],
+                                   weights=[len(group) for group in groups.values()])
+    is_rate = 0 <= min(values) and max(values) <= 1
+    return (max(low, 0.0), min(high, 1.0)) if is_rate else (low, high)
 
 
 class PairedTest(NamedTuple):
@@ -358,7 +444,10 @@ def paired_test(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
 
     >>> paired_test([True] * 6 + [False], [False] * 6 + [False])
     PairedTest(only_first=6, only_second=0, p_value=0.03125)
+
+    Raises ValueError for unequal numbers of results, and for one that is no finite number.
     """
+    first, second = (_finite(column, "A paired test") for column in (first, second))
     pairs = list(zip(first, second, strict=True))
     only_first = sum(bool(a) and not b for a, b in pairs)
     only_second = sum(bool(b) and not a for a, b in pairs)
@@ -383,11 +472,15 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 def mean_pass_at_k(rows: Sequence[dict], k: int, *, lenient: bool = False) -> float:
     """pass@k over all problems of graded rows; a sample is right by its answer_reward, or,
-    with lenient, where its last number is the gold."""
+    with lenient, where its last number is the gold.
+
+    Raises ValueError where there is no row, or one without a number as answer_reward."""
+    if not rows:
+        raise ValueError("There is no pass@k of nothing: no rows were given.")
+    answers = [row["lenient"] for row in rows] if lenient else _column(rows, "answer_reward")
     groups: dict[Any, list[bool]] = {}
-    for row in rows:
-        right = row["lenient"] if lenient else row["metrics"]["answer_reward"] >= 1
-        groups.setdefault(row["id"], []).append(right)
+    for row, answer in zip(rows, answers, strict=True):
+        groups.setdefault(row["id"], []).append(bool(answer >= 1))
     return float(np.mean([pass_at_k(len(group), sum(group), k) for group in groups.values()]))
 
 
@@ -436,6 +529,9 @@ def best_of_n(
     all choices of n of the N samples, in which the k-th lowest by proxy is the best C(k - 1, n - 1)
     times of C(N, n) (Nakano et al. 2021, 2112.09332, appendix I). Equal proxies keep their order.
 
+    Raises ValueError for shapes that do not fit, and for a reward that is no finite number, which
+    could not be ranked.
+
     >>> proxy, gold = best_of_n([[0.0, 1.0, 2.0]], [[0.0, 9.0, 3.0]], 2)
     >>> gold.tolist() == [(9 + 2 * 3) / 3]
     True
@@ -444,6 +540,12 @@ def best_of_n(
     if proxies.ndim != 2 or proxies.shape != golds.shape or not 1 <= n <= proxies.shape[1]:
         raise ValueError(f"best_of_n needs n of the N samples of each prompt; it got proxies "
                          f"{proxies.shape}, golds {golds.shape} and n = {n}.")
+    for name, rewards in (("proxy", proxies), ("gold", golds)):
+        if not np.isfinite(rewards).all():
+            row, sample = np.argwhere(~np.isfinite(rewards))[0]
+            raise ValueError(f"best_of_n cannot rank {rewards[row, sample]}, the {name} reward of "
+                             f"sample {sample} of prompt {row}: score it again, or leave the "
+                             "prompt out.")
     count = proxies.shape[1]
     weights = np.array([comb(k, n - 1) for k in range(count)], dtype=float) / comb(count, n)
     order = np.argsort(proxies, axis=1, kind="stable")
