@@ -285,8 +285,8 @@ def _column(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
     for place, row in enumerate(rows):
         value = row["metrics"].get(name)
         if value is None or not np.isfinite(value):
-            raise ValueError(f"The row of problem {row.get('id', place)!r} has no number as {name}, "
-                             f"but {value}: grade it again, or leave it out.")
+            raise ValueError(f"The row of problem {row.get('id', place)!r} has no number as "
+                             f"{name}, but {value}: grade it again, or leave it out.")
     return [float(row["metrics"][name]) for row in rows]
 
 

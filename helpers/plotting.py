@@ -5,8 +5,10 @@ method everywhere, intervals drawn, published values as dashed lines with their 
 in the title (the caller writes it from the numbers).
 
 An *interval* is a triple `(value, low, high)`; shares are between 0 and 1 and shown in percent.
+What is missing (None, nan, a metric that a record lacks) is left out of a figure, never drawn as 0.
 """
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 Interval = tuple[float, float, float]
+Records = Sequence[Mapping[str, float | None]]
 
 # Okabe and Ito's palette, with the yellow left out: it cannot be read on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -47,6 +50,52 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     return fixed | {name: free[i % len(free)] for i, name in enumerate(others)}
 
 
+def is_number(value) -> bool:
+    """Whether there is a finite number: not None, nan or inf."""
+    try:
+        return math.isfinite(value)
+    except TypeError:  # None, a text
+        return False
+
+
+def series(records: Records, key: str, along: str = "step") -> tuple[list[float], list[float]]:
+    """The records that have both numbers, as two lists: a later metric, None and nan are left out.
+
+    >>> series([{"step": 1, "eval_loss": None}, {"step": 2}, {"step": 3, "eval_loss": 0.5}],
+    ...        "eval_loss")
+    ([3], [0.5])
+    """
+    kept = [row for row in records if is_number(row.get(along)) and is_number(row.get(key))]
+    return [row[along] for row in kept], [row[key] for row in kept]
+
+
+def _numbers(values) -> np.ndarray:
+    """As an array of floats; what is missing or infinite is nan."""
+    found = np.array(list(values), dtype=float)
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def _known(values) -> np.ndarray:
+    """The numbers among the values."""
+    found = _numbers(values)
+    return found[np.isfinite(found)]
+
+
+_HIDDEN = "\u2060"  # a sign without width, which `_finish` takes off again
+
+
+def _label(name) -> str:
+    """matplotlib leaves names with a leading underscore out of a legend."""
+    return f"{_HIDDEN}{name}" if str(name).startswith("_") else str(name)
+
+
+def _spread(value: float, low, high):
+    """What errorbar draws to both sides; nothing where there is no interval."""
+    if not (is_number(low) and is_number(high)):
+        return None
+    return [[max(value - low, 0)], [max(high - value, 0)]]
+
+
 def rates_with_intervals(
     rates: Mapping[str, Interval | Mapping[str, Interval]],
     *,
@@ -70,12 +119,14 @@ def rates_with_intervals(
     for place, group in enumerate(grouped.values()):
         for slot, (name, (value, low, high)) in enumerate(group.items()):
             y = place + 0.6 * ((slot + 0.5) / len(group) - 0.5)
-            spread = [[max(value - low, 0)], [max(high - value, 0)]]
-            label = name if nested and place == _first_group(grouped, name) else None
-            axes.errorbar(value, y, xerr=spread, fmt="o", color=shade[name], capsize=3, label=label)
-            axes.annotate(
-                f" {_percent(value)}", (max(value, high), y), va="center", fontsize=9, color="#222"
-            )
+            label = _label(name) if nested and place == _first_group(grouped, name) else None
+            value = value if is_number(value) else np.nan
+            axes.errorbar(value, y, xerr=_spread(value, low, high), fmt="o", color=shade[name],
+                          capsize=3, label=label)
+            if is_number(value):
+                end = max(value, high) if is_number(high) else value
+                axes.annotate(f" {_percent(value)}", (end, y), va="center", fontsize=9,
+                              color="#222")
     _published_lines(axes, published, lambda name: shade.get(name, GREY))
     axes.set_yticks(range(len(grouped)), list(grouped))
     axes.set_ylim(len(grouped) - 0.5, -0.5)
@@ -96,7 +147,7 @@ def failure_categories(counts: Mapping[str, Mapping[str, int]], *, title: str) -
         total, left = max(sum(run.values()), 1), 0.0
         for slot, name in enumerate(names):
             share = run.get(name, 0) / total
-            label = name if place == 0 else None
+            label = _label(name) if place == 0 else None
             shade, ink = _category_colour(slot)
             axes.barh(place, share, 0.6, left, color=shade, edgecolor="white", label=label)
             if share >= 0.05:
@@ -126,13 +177,14 @@ def reward_distributions(
 
     Example: `reward_distributions({"format": [0, 1, 0]}, title="Format is rare")`
     """
-    arrays = {name: np.asarray(values, dtype=float) for name, values in scores.items()}
+    arrays = {name: _known(values) for name, values in scores.items()}
+    labels = {name: _with_mean(name, values, len(scores[name])) for name, values in arrays.items()}
     every = np.concatenate(list(arrays.values()))
     levels = np.unique(every)
     figure, axes = plt.subplots(figsize=(WIDTH, 3.6))
     shade = colours(list(arrays))
     if len(levels) <= 6:
-        _level_bars(axes, arrays, levels, shade)
+        _level_bars(axes, arrays, levels, shade, labels)
         for name, (mean, source) in (published or {}).items():
             axes.plot([], [], " ", label=f"published {name}: mean {mean:.3g} ({source})")
     else:
@@ -141,10 +193,8 @@ def reward_distributions(
             style = {"histtype": "stepfilled", "alpha": 0.25, "color": shade[name]}
             weights = np.full(len(values), 1 / max(len(values), 1))
             axes.hist(values, bins, weights=weights, **style)
-            label = _with_mean(name, values)
-            axes.hist(
-                values, bins, weights=weights, histtype="step", color=shade[name], lw=2, label=label
-            )
+            axes.hist(values, bins, weights=weights, histtype="step", color=shade[name], lw=2,
+                      label=labels[name])
         _published_lines(axes, published, lambda name: shade.get(name, GREY), percent=False)
     axes.set_xlabel(xlabel)
     axes.set_ylabel("share of samples")
@@ -152,20 +202,19 @@ def reward_distributions(
     return _finish(figure, axes, title)
 
 
-def _level_bars(axes, arrays: dict[str, np.ndarray], levels: np.ndarray, shade: dict) -> None:
+def _level_bars(axes, arrays: dict[str, np.ndarray], levels, shade: dict, labels: dict) -> None:
     width = 0.8 / len(arrays)
     for slot, (name, values) in enumerate(arrays.items()):
-        shares = [float(np.mean(values == level)) for level in levels]
+        shares = [float(np.sum(values == level)) / max(len(values), 1) for level in levels]
         x = np.arange(len(levels)) + (slot - (len(arrays) - 1) / 2) * width
-        label = _with_mean(name, values)
-        bars = axes.bar(x, shares, width * 0.92, color=shade[name], label=label)
+        bars = axes.bar(x, shares, width * 0.92, color=shade[name], label=labels[name])
         axes.bar_label(bars, [_percent(share) for share in shares], fontsize=9, padding=2)
     axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
     axes.margins(y=0.12)
 
 
 def training_curves(
-    runs: Mapping[str, Sequence[Mapping[str, float]]], keys: Sequence[str], *, title: str
+    runs: Mapping[str, Records], keys: Sequence[str], *, title: str
 ) -> Figure:
     """One panel a metric, one line a run; a run is the records of its metrics.jsonl.
 
@@ -177,9 +226,9 @@ def training_curves(
     )
     for axes, key in zip(panels[:, 0], keys, strict=True):
         for name, records in runs.items():
-            kept = [(record["step"], record[key]) for record in records if key in record]
-            steps, values = zip(*kept, strict=True) if kept else ((), ())
-            axes.plot(steps, values, color=shade[name], lw=1.8, label=name)
+            steps, values = series(records, key)
+            axes.plot(steps, values, color=shade[name], lw=1.8, label=_label(name),
+                      marker="o" if len(steps) == 1 else None)
         axes.set_ylabel(key.replace("_", " "))
         _plain(axes)
     panels[-1, 0].set_xlabel("optimiser step")
@@ -205,11 +254,12 @@ def sweep_curves(
     figure, axes = plt.subplots(figsize=(WIDTH, 3.8))
     for name, points in curves.items():
         sizes = sorted(points)
-        rates, lows, highs = zip(*(points[size] for size in sizes), strict=True)
-        axes.plot(sizes, rates, marker="o", color=shade[name], label=name)
+        rates, lows, highs = map(_numbers, zip(*(points[size] for size in sizes), strict=True))
+        axes.plot(sizes, rates, marker="o", color=shade[name], label=_label(name))
         axes.fill_between(sizes, lows, highs, color=shade[name], alpha=0.15, lw=0)
     for label, points in (published or {}).items():
-        axes.plot(points.keys(), points.values(), ls="--", marker=".", color=GREY, label=label)
+        axes.plot(points.keys(), _numbers(points.values()), ls="--", marker=".", color=GREY,
+                  label=_label(label))
     axes.set_xscale("log", base=2)
     ticks = sorted({size for curve in [*curves.values(), *(published or {}).values()]
                     for size in curve})
@@ -264,7 +314,10 @@ def better_worse_scatter(
 
     Example: `better_worse_scatter([2.0, 1.0], [1.0, 1.5], title="One of two pairs in order")`
     """
-    better, worse = np.asarray(better_scores, float), np.asarray(worse_scores, float)
+    pairs = np.stack([_numbers(better_scores), _numbers(worse_scores)])  # (2, N)
+    better, worse = pairs[:, np.isfinite(pairs).all(axis=0)]
+    if not len(better):
+        raise ValueError("No pair has two scores that are numbers: there is nothing to draw.")
     sides = {f"{names[0]} scores higher": (better > worse, PALETTE[0], "o"),
              f"{names[1]} scores higher": (better < worse, PALETTE[1], "^"),
              "tie": (better == worse, PALETTE[6], "s")}
@@ -274,6 +327,8 @@ def better_worse_scatter(
             share = f"{kept.sum()} pairs, {_percent(kept.mean())}"
             axes.scatter(better[kept], worse[kept], s=14, alpha=0.5, color=colour, marker=marker,
                          linewidths=0, label=f"{name} ({share})")
+    if missing := pairs.shape[1] - len(better):
+        axes.plot([], [], " ", label=f"without a score: {missing} pairs")
     low, high = min(better.min(), worse.min()), max(better.max(), worse.max())
     room = 0.04 * (high - low or 1.0)
     ends = (low - room, high + room)
@@ -294,8 +349,9 @@ def best_of_n_curves(
     shade = colours(list(curves))
     figure, axes = plt.subplots(figsize=(WIDTH, 3.8))
     for name, points in curves.items():
-        values, low, high = zip(*points.values(), strict=True)
-        axes.plot(list(points), values, marker="o", ms=4, color=shade[name], lw=1.8, label=name)
+        values, low, high = map(_numbers, zip(*points.values(), strict=True))
+        axes.plot(list(points), values, marker="o", ms=4, color=shade[name], lw=1.8,
+                  label=_label(name))
         axes.fill_between(list(points), low, high, color=shade[name], alpha=0.15, lw=0)
     counts = sorted({n for points in curves.values() for n in points})
     axes.set_xscale("log", base=2)
@@ -314,7 +370,7 @@ def score_changes(changes: Mapping[str, tuple[float, float]], *, title: str) -> 
     figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + 0.36 * len(changes)))
     places = np.arange(len(changes))
     for slot, (name, shade) in enumerate(colours(("reward model", "gold reward")).items()):
-        widths = [pair[slot] for pair in changes.values()]
+        widths = _numbers(pair[slot] for pair in changes.values())
         axes.barh(places + 0.36 * (slot - 0.5), widths, 0.36, label=name, color=shade)
     axes.axvline(0, color="black", lw=0.8)
     axes.set_yticks(places, list(changes))
@@ -363,11 +419,15 @@ def frontier(
 
     Example: `frontier({"direct": (12, (.2, .17, .23))}, title="...", xlabel="tokens per problem")`
     """
+    points = {name: (cost, rate) for name, (cost, rate) in points.items()
+              if is_number(cost) and is_number(rate[0])}
+    if not points:
+        raise ValueError("No method has a cost and a value: there is nothing to draw.")
     figure, axes = plt.subplots(figsize=(WIDTH, 3.8))
     shade = colours(list(points))
     for name, (cost, (value, low, high)) in points.items():
-        spread = [[max(value - low, 0)], [max(high - value, 0)]]
-        axes.errorbar(cost, value, yerr=spread, fmt="o", color=shade[name], capsize=3)
+        axes.errorbar(cost, value, yerr=_spread(value, low, high), fmt="o", color=shade[name],
+                      capsize=3)
     best, line = -np.inf, []
     for cost, (value, *_) in sorted(points.values(), key=lambda point: (point[0], -point[1][0])):
         if value > best:
@@ -410,7 +470,9 @@ def _finish(figure: Figure, axes, title: str, legend: bool = True) -> Figure:
     if legend and labels:
         columns = max(1, min(4, 96 // (max(map(len, labels)) + 7), len(labels)))
         place = {"loc": "outside lower center", "ncols": columns}
-        figure.legend(handles, labels, frameon=False, fontsize=9, **place)
+        shown = figure.legend(handles, labels, frameon=False, fontsize=9, **place)
+        for text in shown.get_texts():
+            text.set_text(text.get_text().removeprefix(_HIDDEN))
     figure.set_layout_engine("constrained")
     plt.close(figure)
     return figure
@@ -444,16 +506,21 @@ def _percent(value: float) -> str:
     return f"{number:.0f} %" if number == 0 or number >= 9.95 else f"{number:.2g} %"
 
 
-def _with_mean(name: str, values: np.ndarray) -> str:
-    return f"{name} (mean {values.mean():.3g}, n = {len(values)})"
+def _with_mean(name: str, values: np.ndarray, given: int) -> str:
+    mean = f"mean {values.mean():.3g}" if len(values) else "no mean"
+    missing = f", {given - len(values)} without a number" if given > len(values) else ""
+    return f"{_label(name)} ({mean}, n = {len(values)}{missing})"
 
 
 def _cell(value) -> str:
     if isinstance(value, tuple):
-        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+        first, low, high = map(_cell, value)
+        return first if "–" in (low, high) else f"{first} [{low}, {high}]"
+    if value is None or isinstance(value, float) and not math.isfinite(value):
+        return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _number(value) -> float | None:
     first = value[0] if isinstance(value, tuple) else value
-    return first if isinstance(first, float) else None
+    return first if isinstance(first, float) and math.isfinite(first) else None

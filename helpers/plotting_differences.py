@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from helpers.plotting import WIDTH, Interval, _finish, colours
+from helpers.plotting import WIDTH, Interval, _finish, _label, _spread, colours, is_number
 
 
 def difference_forest(
@@ -27,17 +27,20 @@ def difference_forest(
     figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + 0.2 * sum(map(len, rows.values()))))
     for place, row in enumerate(rows.values()):
         for slot, (name, (value, low, high)) in enumerate(row.items()):
+            if not is_number(value):
+                continue
             y = place + 0.6 * ((slot + 0.5) / len(row) - 0.5)
-            fill = "white" if low <= 0 <= high else shade[name]
+            spread = _spread(value, low, high)
+            fill = "white" if spread is None or low <= 0 <= high else shade[name]
             axes.errorbar(
                 value,
                 y,
-                xerr=[[max(value - low, 0)], [max(high - value, 0)]],
+                xerr=spread,
                 fmt="o",
                 color=shade[name],
                 markerfacecolor=fill,
                 capsize=3,
-                label=None if name in named else name,
+                label=None if name in named else _label(name),
             )
             named.add(name)
     axes.axvline(0, color="black", lw=1)

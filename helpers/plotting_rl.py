@@ -7,7 +7,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from helpers.plotting import GREY, PALETTE, WIDTH, _finish, _percent, _plain, colours
+from helpers.plotting import (
+    GREY,
+    PALETTE,
+    WIDTH,
+    Records,
+    _finish,
+    _label,
+    _numbers,
+    _percent,
+    _plain,
+    colours,
+    is_number,
+    series,
+)
 
 SHARES = ("reward_mean", "format_rate", "accuracy", "truncated", "clip_fraction",
           "groups_with_signal")
@@ -16,7 +29,7 @@ SMALL = 0.15  # of a panel: a share that never gets above it has a scale of its 
 
 
 def metric_grid(
-    runs: Mapping[str, Sequence[Mapping[str, float]]], keys: Sequence[str], *, title: str
+    runs: Mapping[str, Records], keys: Sequence[str], *, title: str
 ) -> Figure:
     """Small panels, three in a row, one a metric; a run is the records of its metrics.jsonl.
 
@@ -30,9 +43,8 @@ def metric_grid(
         axes.axis("off")
     for axes, key in zip(panels.flat, keys, strict=False):
         for name, records in runs.items():
-            kept = [(r["step"], r[key]) for r in records if r.get(key) is not None]
-            steps, values = zip(*kept, strict=True) if kept else ((), ())
-            axes.plot(steps, values, color=shade[name], lw=1.5, label=name,
+            steps, values = series(records, key)
+            axes.plot(steps, values, color=shade[name], lw=1.5, label=_label(name),
                       marker="." if len(steps) < 3 else None)
         axes.set_title(key.replace("_", " "), fontsize=9, loc="left", pad=3)
         axes.tick_params(labelsize=8)
@@ -56,7 +68,7 @@ def surrogate_shapes(
         shade = colours(list(curves))
         for place, (label, values) in enumerate(curves.items()):
             style = {"ls": "--", "lw": 1.3} if place else {"lw": 2.4}
-            axes.plot(ratios, values, color=shade[label], label=label, **style)
+            axes.plot(ratios, values, color=shade[label], label=_label(label), **style)
         axes.axvline(1, color=GREY, lw=0.8)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("probability ratio, new / old")
@@ -70,14 +82,21 @@ def rewards_by_step(steps: Mapping[int, Sequence[Sequence[float]]], *, title: st
 
     steps: step -> the rewards of each group. Above: the share of samples at each reward, dark is
     many. Below: the mean of each group; grey ones agree on one reward and teach nothing.
+    A group with a reward that is no number was left out of its step, and is left out here.
+
+    Raises ValueError where no group is left.
     """
+    steps = {step: [group for group in groups if all(map(is_number, group))]
+             for step, groups in steps.items()}
+    if not any(len(group) for groups in steps.values() for group in groups):
+        raise ValueError("No group has rewards that are all numbers: there is nothing to draw.")
     every = np.array([r for groups in steps.values() for group in groups for r in group])
     levels = np.unique(every)
     few = len(levels) <= 6
     edges = _edges(levels) if few else np.linspace(every.min(), every.max() + 1e-9, 21)
-    counts = np.array([np.histogram(np.concatenate([np.ravel(g) for g in groups]), edges)[0]
+    counts = np.array([np.histogram([r for group in groups for r in group], edges)[0]
                        for groups in steps.values()])
-    shares = counts / counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(WIDTH, 5.0), sharex=True)
     places = [*steps]
     width = np.append(np.array(places) - 0.5, places[-1] + 0.5)
@@ -120,6 +139,7 @@ def ablation_marks(
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + 0.5 * len(found)))
     for place, (name, values) in enumerate(found.items()):
+        values = {kind: _numbers(values[kind]) for kind in ("final", "best")}
         for final, best in zip(values["final"], values["best"], strict=True):
             axes.plot([final, best], [place - 0.12] * 2, color=PALETTE[0], lw=1, zorder=2)
         first = place == 0
@@ -158,12 +178,12 @@ def over_optimisation(
     for axes, key in zip(panels[0], keys, strict=True):
         for name, seeds in runs.items():
             for number, records in enumerate(seeds):
-                kl, value = (_smooth([record[k] for record in records]) for k in ("kl", key))
-                label = name if number == 0 else None
+                kl, value = map(_smooth, series(records, key, along="kl"))
+                label = _label(name) if number == 0 else None
                 axes.plot(kl, value, color=shade[name], lw=1.6, label=label,
                           ls=SEED_STYLES[number % len(SEED_STYLES)])
                 axes.scatter(kl[-1:], value[-1:], color=shade[name], s=24, zorder=3)
-                if key == peak:
+                if key == peak and len(value):
                     axes.scatter(kl[value.argmax()], value.max(), color=shade[name], s=110,
                                  marker="*", edgecolor="black", lw=0.6, zorder=4)
         axes.set_title(f"{key} (star: its peak)" if key == peak else key, fontsize=10)
@@ -189,9 +209,9 @@ def by_tokens(
     shade = colours(list(runs))
     for name, seeds in runs.items():
         for number, points in enumerate(seeds):
-            axes.plot([tokens / 1000 for tokens in points], list(points.values()), marker="o",
+            axes.plot([tokens / 1000 for tokens in points], _numbers(points.values()), marker="o",
                       ms=4, color=shade[name], ls=SEED_STYLES[number % len(SEED_STYLES)],
-                      label=name if number == 0 else None)
+                      label=_label(name) if number == 0 else None)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("thousand generated tokens")
     axes.set_ylabel(ylabel)

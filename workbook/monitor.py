@@ -10,7 +10,7 @@ from ipykernel.connect import get_connection_file
 from IPython import get_ipython
 from IPython.display import Javascript, display
 
-from helpers.plotting import training_curves
+from helpers.plotting import series, training_curves
 
 SHORTEST_PAUSE = 1.0  # seconds between two pictures
 SHARE = 0.05  # of the run that drawing may take
@@ -53,10 +53,12 @@ class LiveMonitor:
     def _title(self, run) -> str:
         """Where the run is, and what the first curve did."""
         field, last = self.fields[0], run.metrics[-1]
-        values = [record[field] for record in run.metrics if record.get(field) is not None]
-        moved = f": {field.replace('_', ' ')} from {values[0]:.3g} to {values[-1]:.3g}"
+        _, values = series(run.metrics, field)
         total = run.summary.get("total_steps", last["step"])
-        return f"Step {last['step']} of {total}{moved if values else ''}"
+        where = f"Step {last['step']} of {total}"
+        if not values:  # a metric of later steps, or one that was no number
+            return where
+        return f"{where}: {field.replace('_', ' ')} from {values[0]:.3g} to {values[-1]:.3g}"
 
 
 class StopButton:

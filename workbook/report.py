@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.plotting import training_curves
+from helpers.plotting import is_number, series, training_curves
 from workbook.dashboard import STATES, Dashboard, dashboard
 from workbook.hints import lessons_with_help
 from workbook.main_numbers import main_numbers
@@ -196,16 +196,13 @@ def curves_part(lessons: list[Lesson]) -> str:
             keys = [
                 key
                 for key in CURVES
-                if sum(isinstance(r.get(key), (int, float)) for r in records) > 1
+                if len(series(records, key)[0]) > 1
             ]
             if len(keys) and len(records) > 1:
-                kept = [
-                    {k: v for k, v in r.items() if k == "step" or isinstance(v, (int, float))}
-                    for r in records
-                ]
                 name = f"lesson {lesson.number}, {path.parent.name}"
                 title = f"{name}: {len(records)} steps"
-                parts.append(picture(training_curves({name: kept}, keys[:2], title=title), title))
+                figure = training_curves({name: records}, keys[:2], title=title)
+                parts.append(picture(figure, title))
     return "".join(parts) or missing("No training of yours has left its curves in runs/ yet.")
 
 
@@ -218,9 +215,11 @@ def hacking_part(lesson: Lesson) -> str:
         )
     runs, told = {}, []
     for beta, curves in story.items():
-        proxy, gold = curves.get("proxy") or [], curves.get("gold") or []
-        if len(proxy) < 2 or len(proxy) != len(gold):
+        pairs = zip(curves.get("proxy") or [], curves.get("gold") or [], strict=False)
+        known = [pair for pair in pairs if all(map(is_number, pair))]
+        if len(known) < 2 or len(curves["proxy"]) != len(curves["gold"]):
             continue
+        proxy, gold = zip(*known, strict=True)
         runs[f"beta = {beta}"] = [
             {"step": k, "proxy": p, "gold": g}
             for k, (p, g) in enumerate(zip(proxy, gold, strict=True), 1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import ipywidgets as widgets
 from IPython.display import display
 
-from helpers.plotting import score_changes
+from helpers.plotting import is_number, score_changes
 from helpers.rewards import extract_answer, last_number
 from workbook.widgets import show_widget
 
@@ -117,7 +117,8 @@ def reward_explorer(records: Sequence[dict], *, score: Score, gold: Gold) -> Non
 
 def explanation_html(found: dict, prompt: str, gold_answer) -> str:
     """An explanation as a table with a bar for each change of the score."""
-    largest = max((abs(change) for change, _ in found["changes"].values()), default=1.0) or 1.0
+    sizes = [abs(change) for change, _ in found["changes"].values() if is_number(change)]
+    largest = max(sizes, default=1.0) or 1.0
     rows = "".join(_row(name, *changes, largest) for name, changes in found["changes"].items())
     head = "".join(f"<th style='{_CELL}'>{name}</th>"
                    for name in ("edit", "score changes by", "", "gold reward changes by"))
@@ -133,14 +134,17 @@ _CELL = "text-align:left;padding-right:1em"
 
 def _row(name: str, score: float, gold: float, largest: float) -> str:
     colour = "#0072B2" if score > 0 else "#D55E00"
-    bar = (f"<div style='background:{colour};height:0.8em;"
-           f"width:{100 * abs(score) / largest:.0f}px'></div>")
+    width = 100 * abs(score) / largest if is_number(score) else 0
+    bar = f"<div style='background:{colour};height:0.8em;width:{width:.0f}px'></div>"
     cells = (html.escape(name), f"{score:+.2f}", bar, f"{gold:+.2f}")
     return "<tr>" + "".join(f"<td style='{_CELL}'>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _finding(found: dict) -> str:
-    name, (score, gold) = max(found["changes"].items(), key=lambda item: abs(item[1][0]))
+    known = {name: change for name, change in found["changes"].items() if is_number(change[0])}
+    if not known:
+        return f"Score {found['score']:+.2f}, gold reward {found['gold']:.2f}"
+    name, (score, gold) = max(known.items(), key=lambda item: abs(item[1][0]))
     return (f"Score {found['score']:+.2f}, gold reward {found['gold']:.2f}. Most moved by "
             f'"{name}": score {score:+.2f}, gold reward {gold:+.2f}')
 

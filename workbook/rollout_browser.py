@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import ipywidgets as widgets
 from IPython.display import HTML, display
 
+from helpers.plotting import is_number
 from workbook.reward_explorer import _last_line
 from workbook.widgets import show_widget
 
@@ -62,17 +63,25 @@ def rollout_browser(groups: Sequence[dict]) -> None:
 
 def has_signal(group: dict) -> bool:
     """Whether the samples of a group differ in their advantages."""
-    return len(set(group["advantages"])) > 1
+    return len(set(map(_advantage, group["advantages"]))) > 1
+
+
+def _advantage(value: float | None) -> float:
+    """What is missing or no number pushes nothing."""
+    return value if is_number(value) else 0.0
 
 
 def group_html(group: dict) -> str:
     """A group as a table, the best sample first; the colour is the advantage."""
-    order = sorted(range(len(group["completions"])), key=lambda k: -(group["advantages"][k] or 0))
+    pushes = list(map(_advantage, group["advantages"]))
+    order = sorted(range(len(pushes)), key=lambda k: -pushes[k])
     head = "".join(f"<th style='{_CELL}'>{name}</th>"
                    for name in ("advantage", "reward", "the policy wrote", "tokens"))
     rows = "".join(_row(group, k) for k in order)
     said = f"step {group['step']}, gold answer {html.escape(str(group['gold']))}"
-    if not has_signal(group):
+    if not all(map(is_number, group["rewards"])):
+        said += "; a reward is not a number, so the group is left out of the step"
+    elif not has_signal(group):
         said += "; all samples agree, so none is pushed"
     return (f"<p><b>{html.escape(_last_line(group['prompt'], 400))}</b> ({said})</p>"
             f"<table style='line-height:1.4'><thead><tr>{head}</tr></thead>"
@@ -83,12 +92,12 @@ _CELL = "text-align:left;vertical-align:top;padding:.2em .8em"
 
 
 def _row(group: dict, k: int) -> str:
-    advantage = group["advantages"][k] or 0.0
+    advantage = _advantage(group["advantages"][k])
     parts = ", ".join(f"{name.removesuffix('_reward')} {value:g}"
                       for name, value in group["parts"][k].items()
-                      if name != "reward" and value is not None)
+                      if name != "reward" and is_number(value))
     reward = group["rewards"][k]
-    shown = "not a number" if reward is None else f"{reward:.3g}"
+    shown = f"{reward:.3g}" if is_number(reward) else "not a number"
     ended = "" if group["finish_reasons"][k] != "length" else " (cut)"
     cells = (f"<b>{advantage:+.2f}</b>", f"{shown}<br><small>{html.escape(parts)}</small>",
              f"<span style='white-space:pre-wrap'>{html.escape(group['completions'][k])}</span>",
@@ -110,5 +119,5 @@ def shade(advantage: float) -> str:
 
 
 def _title(group: dict) -> str:
-    right = sum(part.get("answer_reward", 0) > 0 for part in group["parts"])
+    right = sum((part.get("answer_reward") or 0) > 0 for part in group["parts"])
     return f"{right} of {len(group['parts'])} right: {_last_line(group['prompt'])}"

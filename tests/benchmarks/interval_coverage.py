@@ -2,8 +2,8 @@
 
 Problems with four samples each, 0/1. The chance of a problem is p for all ("alike"), drawn from a
 beta distribution of mean p ("beta 5", "beta 1": ever more unequal), or 0 or 1 ("all or nothing":
-the samples of a problem agree). Printed: the share of 1,000 data sets whose `mean_interval` holds p,
-its mean width, and the same of the plain percentile bootstrap over problems.
+the samples of a problem agree). Printed: the share of 1,000 data sets whose `mean_interval` holds
+p, its mean width, and the same of the plain percentile bootstrap over problems.
 """
 
 import sys
