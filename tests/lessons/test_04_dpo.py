@@ -815,8 +815,8 @@ def test_kto_loss__gradient(fn, seed):
     got = torch.zeros_like(policy)
     if total.requires_grad:
         got = torch.autograd.grad(total, policy)[0]
-    weights = torch.where(labels, 2.0, 0.5)
+    weights, sign = torch.where(labels, 2.0, 0.5), torch.where(labels, -1.0, 1.0)
     s = _kto_value(policy.detach(), ref, labels, 1.0, 0.3)
-    assert_close_tensor(got, torch.where(labels, -0.3, 0.3) * weights * s * (1 - s), tol=1e-8,
+    assert_close_tensor(got, sign * 0.3 * weights * s * (1 - s), tol=1e-8,
                         call="gradient of the losses by policy_logps",
                         hint="The gradient flows through r alone, and is not detached.")
