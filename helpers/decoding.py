@@ -6,64 +6,72 @@ them back. Notation: P prompts, n samples a prompt, B = P * n rows, V vocabulary
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from transformers import DynamicCache
 
+from helpers.logprobs import at_temperature
+from helpers.probes import holds, trial_ids
 from helpers.prompt_cache import SharedPromptLayer, may_share_prompts, shared_prompt_attention
 from helpers.quantization import is_plain_update
-
-
-@contextmanager
-def evaluation_mode(model) -> Iterator[None]:
-    """No dropout and no gradients inside; the model's own mode comes back, after an error too."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+from helpers.reading import chosen_logits, positions_of
+from helpers.shared_rows import padded
 
 
 def window_of(model) -> int:
     """The most tokens that a model reads, prompt and completion together."""
-    return getattr(model.config, "max_position_embeddings", None) or 2**31
+    config = model.config.get_text_config()  # the language model's, where it is a part of a larger
+    sizes = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    return next(filter(None, sizes), 2**31)
 
 
 def prefill(model, prompt_ids: Sequence[Sequence[int]], n: int, steps: int, pad_token_id: int):
     """Read each prompt once for its n samples.
 
     Returns the cache of B = P * n rows, the mask (B, longest prompt + steps) with zeros on the
-    left padding and ones elsewhere, and the logits (B, V) of the first new token.
+    left padding and ones elsewhere, and the logits (B, V) of the first new token. For a model that
+    a probe shows to decode with a cache otherwise than it reads, the cache is `WholeRows`.
     """
     width = max(map(len, prompt_ids))
-    padded = [[pad_token_id] * (width - len(ids)) + list(ids) for ids in prompt_ids]
-    input_ids = torch.tensor(padded, device=model.device)  # (P, width)
     lengths = torch.tensor([len(ids) for ids in prompt_ids], device=model.device)
     mask = torch.arange(width + steps, device=model.device) >= (width - lengths)[:, None]
     mask = mask.long()
+    if may_cache(model):
+        cache, logits = _read_prompts(model, prompt_ids, n, steps, pad_token_id, mask[:, :width])
+    else:
+        logits = _last_logits(model, prompt_ids)
+        cache = WholeRows([list(ids) for ids in prompt_ids for _ in range(n)], width)
+    return cache, mask.repeat_interleave(n, dim=0), logits.repeat_interleave(n, dim=0)
+
+
+def _read_prompts(model, prompt_ids, n: int, steps: int, pad_token_id: int, mask: torch.Tensor):
+    """A key-value cache of B rows, and the logits (P, V) behind the prompts; mask: (P, width)."""
+    width = mask.shape[1]
+    ids = [[pad_token_id] * (width - len(row)) + list(row) for row in prompt_ids]
     cache = DynamicCache(config=model.config)
     logits = model(
-        input_ids=input_ids,
-        attention_mask=mask[:, :width],
-        position_ids=(mask[:, :width].cumsum(-1) - 1).clamp(min=0),
+        input_ids=torch.tensor(ids, device=model.device),  # (P, width)
+        attention_mask=mask,
+        position_ids=positions_of(mask),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
     if may_share_prompts(model, cache):
-        hidden = mask[:, :width] == 0
-        cache.layers = [SharedPromptLayer(layer, hidden, n, steps) for layer in cache.layers]
+        cache.layers = [SharedPromptLayer(layer, mask == 0, n, steps) for layer in cache.layers]
     else:
         cache.batch_repeat_interleave(n)
-    return cache, mask.repeat_interleave(n, dim=0), logits.repeat_interleave(n, dim=0)
+    return cache, logits
 
 
 def next_logits(model, cache, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """One step with the cache: the logits (B, V) after the given tokens (B,)."""
+    if isinstance(cache, WholeRows):
+        cache.append(tokens)
+        return _last_logits(model, cache.rows)
     inputs = {
         "input_ids": tokens[:, None],
         "attention_mask": mask,
@@ -79,6 +87,76 @@ def next_logits(model, cache, tokens: torch.Tensor, mask: torch.Tensor) -> torch
     return model(**inputs).logits[:, -1]
 
 
+class WholeRows:
+    """In place of a cache the tokens of B rows, which are read anew at each step.
+
+    For models whose state cannot be kept, padded, repeated or chosen from as keys and values can.
+    length: of the longest prompt with the new tokens, as the mask of a step counts.
+    """
+
+    def __init__(self, rows: list[list[int]], length: int):
+        self.rows, self.length = rows, length
+
+    def append(self, tokens: torch.Tensor) -> None:
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.append(token)
+        self.length += 1
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.rows = [self.rows[index] for index in indices.tolist()]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+def _last_logits(model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The logits (B, V) behind each row of tokens, by a plain pass; padding stands at the end."""
+    ids = padded(rows, value=rows[0][0]).to(model.device)
+    ends = torch.tensor([len(row) - 1 for row in rows], device=model.device)
+    last = torch.arange(ids.shape[1], device=model.device) == ends[:, None]
+    return chosen_logits(model, {"input_ids": ids, "use_cache": False}, last)
+
+
+def may_cache(model) -> bool:
+    """Whether the model decodes with a cache, in a batch, what it reads in one plain pass."""
+    return holds(
+        model,
+        "cached",
+        trial=lambda: trial_ids(model, 5, 2, 6, beyond_window=True),
+        fast=partial(_decode_trial, model),
+        plain=partial(_read_trial, model),
+        otherwise="decoding with a cache gives other scores than reading the whole text, so the "
+        "text is read anew at each token, which takes longer.",
+    )
+
+
+def _decode_trial(model, *rows: list[int]) -> torch.Tensor:
+    """Two prompts, two samples each, two steps, a row less in the second; logits (2 + 4 + 3, V)."""
+    *prompts, new = rows
+    new, width = torch.tensor(new, device=model.device), len(prompts[0])
+    mask = torch.ones(2, width + 2, dtype=torch.long, device=model.device)
+    mask[1, : width - 2] = 0
+    cache, logits = _read_prompts(model, prompts, 2, 2, prompts[0][0], mask[:, :width])
+    mask, found = mask.repeat_interleave(2, dim=0), [logits]
+    found.append(next_logits(model, cache, new[:4], mask[:, : width + 1]))
+    kept = torch.tensor([0, 1, 3], device=model.device)
+    cache.batch_select_indices(kept)
+    found.append(next_logits(model, cache, new[[4, 5, 4]], mask[kept]))
+    return torch.cat(found)
+
+
+def _read_trial(model, first: list[int], second: list[int], new: list[int]) -> torch.Tensor:
+    """What one plain pass over each sequence says of the same tokens."""
+    ends = [[new[0], new[4]], [new[1], new[5]], [new[2]], [new[3], new[4]]]
+    rows = [prompt + end for prompt, end in zip([first] * 2 + [second] * 2, ends, strict=True)]
+    ids = [torch.tensor([row], device=model.device) for row in rows]
+    read = [model(input_ids=row, use_cache=False).logits[0] for row in ids]
+    behind = [(0, len(first)), (2, len(second))]
+    behind += [(row, len(rows[row]) - len(ends[row]) + 1) for row in range(4)]
+    behind += [(row, len(rows[row])) for row in (0, 1, 3)]
+    return torch.stack([read[row][length - 1] for row, length in behind])
+
+
 def next_tokens(
     logits: torch.Tensor,
     uniforms: torch.Tensor,
@@ -92,7 +170,7 @@ def next_tokens(
     The log-probabilities are those of the full distribution at the temperature (greedy: at 1),
     which is what a training step computes again; top_p and top_k only limit the choice.
     """
-    log_probs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    log_probs = torch.log_softmax(at_temperature(logits.float(), temperature or 1.0), dim=-1)
     if temperature == 0:
         tokens = log_probs.argmax(dim=-1)
     else:

@@ -7,12 +7,15 @@ here, once: `labels[:, t]` is the token after `input_ids[:, t]`, so `logits[:, t
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from helpers.shared_rows import mask_for
+from helpers.probes import device_of, holds, text_config, trial_ids
+from helpers.reading import chosen_logits, positions_of, read_rows
 
 
 def tokenize_prompt_and_response(
@@ -104,50 +107,57 @@ def response_log_probs(
     response_mask: torch.Tensor | None = None,
     temperature: float = 1.0,
     return_entropy: bool = False,
+    value_head: nn.Module | None = None,
 ) -> dict[str, torch.Tensor]:
     """log p(label_t | input_0 ... input_t), and the entropy of that distribution if asked for.
 
     input_ids, labels, attention_mask, position_ids, response_mask: (B, T). Padding may stand on
-    either side: without `position_ids`, positions are counted over the attention mask.
+    either side: without `position_ids`, positions are counted over the attention mask. Without a
+    mask, positions that start again at 0 part sequences that stand end to end in a row.
         A mask (B, 1, T, T) says who may look at whom, for sequences that share a row; it comes with
-        their `position_ids`, see `helpers.shared_rows.mask_for`.
+        their `position_ids`, see `helpers.shared_rows`.
     response_mask: where given, only these positions are projected to the vocabulary, in chunks
         that are computed again for the gradient when they are many; all others are 0.
     temperature: logits are divided by it; give the temperature that the tokens were sampled at,
         or the first importance ratio is not 1.
+    value_head: a layer from the hidden states that the output layer reads to one number each.
 
-    Returns {"log_probs": (B, T)} and, with return_entropy, {"entropy": (B, T)} in nats; float32,
-    or float64 for a model in float64. Gradients flow into the model through both.
+    Returns {"log_probs": (B, T)} and, with return_entropy, {"entropy": (B, T)} in nats, and with a
+    value head {"values": (B, T)}; float32, or float64 for a model in float64. Gradients flow into
+    the model through all of them.
+
+    Before the first use of a mask, of positions and of scoring in place of the output layer a few
+    tokens are read both ways: a model that reads them otherwise is read plainly, one sequence a
+    row, and a warning says so (`helpers.reading`).
 
     The scoring happens inside the forward of `model` itself, in place of its output layer, so a
     wrapper for several processes (DistributedDataParallel) still sees and reduces the gradients.
-
-    Raises ValueError for a model that changes its logits behind that layer in a way that its
-    configuration does not tell (see `_scaling`), and what `mask_for` raises.
     """
+    unwrapped = getattr(model, "module", model)  # the model inside DistributedDataParallel
+    selected = torch.ones_like(labels, dtype=torch.bool) if response_mask is None else response_mask
+    selected = selected.bool()
     if attention_mask is not None and attention_mask.dim() == 2:
         attention_mask = attention_mask.long()
         if position_ids is None:
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    selected = torch.ones_like(labels, dtype=torch.bool) if response_mask is None else response_mask
-    selected = selected.bool()
-    unwrapped = getattr(model, "module", model)  # the model inside DistributedDataParallel
-    if attention_mask is not None and attention_mask.dim() == 4:
-        attention_mask = mask_for(unwrapped, attention_mask, position_ids)
-    with _scoring_head(unwrapped, labels, selected, temperature, return_entropy) as found:
-        returned = model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-        ).logits
-    scores = found[-1]  # (K, 1 or 2): one row a selected position
-    _check_scaling(unwrapped, scores.detach(), returned.detach())
-    names = ("log_probs", "entropy")[: scores.shape[-1]]
-    empty = scores.new_zeros(labels.shape)
+            position_ids = positions_of(attention_mask)
+    reading = read_rows(unwrapped, input_ids, attention_mask, position_ids, selected)
+    chosen = reading.unfold(selected)
+    targets = reading.unfold(labels)[chosen]  # (K,)
+    score = partial(_score, temperature=temperature, with_entropy=return_entropy)
+    with _head_inputs(unwrapped, value_head) as states:
+        if _may_score_in_place(unwrapped):
+            with _scoring_head(unwrapped, chosen, targets, score) as found:
+                model(**reading.arguments)
+            scores = found[-1]  # (K, 1 or 2): one row a selected position
+        else:
+            logits = chosen_logits(model, reading.arguments, chosen)
+            scores = score(at_least_float32(logits), targets)
+    columns = dict(zip(("log_probs", "entropy"), scores.unbind(-1), strict=False))
+    if value_head is not None:
+        columns["values"] = _values(value_head, states[-1][chosen])
     return {
-        name: empty.masked_scatter(selected, column)
-        for name, column in zip(names, scores.unbind(-1), strict=True)
+        name: reading.fold(column.new_zeros(chosen.shape).masked_scatter(chosen, column))
+        for name, column in columns.items()
     }
 
 
@@ -186,34 +196,36 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 _CHUNK_ELEMENTS = 10_000_000
 
 
+def _score(logits: torch.Tensor, targets: torch.Tensor, temperature: float, with_entropy: bool):
+    """(K, V) and (K,) to (K, 1 or 2): the log-probability and the entropy of each position."""
+    logits = at_temperature(logits, temperature)
+    columns = [-cross_entropy(logits, targets, reduction="none")]
+    if with_entropy:
+        columns.append(entropy(logits))
+    return torch.stack(columns, dim=-1)
+
+
 @contextmanager
-def _scoring_head(model, labels, selected, temperature: float, with_entropy: bool):
-    """Inside, the model's output layer returns scores of the selected positions, not logits.
+def _scoring_head(model, chosen, targets, score: Callable):
+    """Inside, the model's output layer returns scores of the chosen positions, not logits.
 
     Yields the list to which they are appended; what the model makes of them is not used.
     """
     head = model.get_output_embeddings()
     project, scaling = head.forward, _scaling(model)
-    targets = labels[selected]  # (K,)
     found: list[torch.Tensor] = []
 
-    def score(hidden: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        logits = scaling(at_least_float32(project(hidden)))
-        if temperature != 1:  # a tenth of the time at 150,000 tokens, for nothing
-            logits = logits / temperature
-        columns = [-cross_entropy(logits, chosen, reduction="none")]
-        if with_entropy:
-            columns.append(entropy(logits))
-        return torch.stack(columns, dim=-1)
+    def scored(hidden: torch.Tensor, some: torch.Tensor) -> torch.Tensor:
+        return score(scaling(at_least_float32(project(hidden))), some)
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        hidden = hidden[selected]  # (B, T, H) to (K, H)
+        hidden = hidden[chosen]  # (B, T, H) to (K, H)
         size = max(1, _CHUNK_ELEMENTS // head.weight.shape[0])
         if len(hidden) <= size:
-            found.append(score(hidden, targets))
+            found.append(scored(hidden, targets))
             return found[-1]
         chunks = zip(hidden.split(size), targets.split(size), strict=True)
-        found.append(torch.cat([checkpoint(score, h, t, use_reentrant=False) for h, t in chunks]))
+        found.append(torch.cat([checkpoint(scored, h, t, use_reentrant=False) for h, t in chunks]))
         return found[-1]
 
     head.forward = forward
@@ -223,14 +235,34 @@ def _scoring_head(model, labels, selected, temperature: float, with_entropy: boo
         del head.forward  # the layer's own method shows again
 
 
+@contextmanager
+def _head_inputs(model, value_head: nn.Module | None):
+    """Yields the list of the hidden states (B, T, H) that the output layer is given inside."""
+    if value_head is None:
+        yield []
+        return
+    seen: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, given: seen.append(given[0])
+    )
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def _values(value_head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        return value_head(at_least_float32(hidden)).squeeze(-1)
+
+
 def _scaling(model) -> Callable[[torch.Tensor], torch.Tensor]:
     """What the model does to its logits behind the output layer, as its configuration says.
 
     cap * tanh(logits / cap) in Gemma 2 and later, logits / logits_scaling in Granite,
     logits * logit_scale in Cohere; nothing in most models.
     """
-    config = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = text_config(model)
     cap = getattr(config, "final_logit_softcapping", None)
     factor = getattr(config, "logit_scale", None) or 1.0
     factor /= getattr(config, "logits_scaling", None) or 1.0
@@ -242,14 +274,37 @@ def _scaling(model) -> Callable[[torch.Tensor], torch.Tensor]:
     return scaling
 
 
-def _check_scaling(model, scores: torch.Tensor, returned: torch.Tensor) -> None:
-    """Raises ValueError where the model did to the scores what `_scaling` does not know."""
-    wanted = _scaling(model)(scores)
-    is_known = returned.shape == wanted.shape and torch.allclose(
-        returned.to(wanted.dtype), wanted, rtol=1e-3, atol=1e-6, equal_nan=True
+def _may_score_in_place(model) -> bool:
+    """Whether `_scaling` is all that the model does to its logits behind the output layer."""
+    return holds(
+        model,
+        "scaling",
+        trial=lambda: (torch.tensor(trial_ids(model, 6), device=device_of(model)),),
+        fast=partial(_scaled_trial, model),
+        plain=lambda ids: at_least_float32(model(input_ids=ids, use_cache=False).logits[0]),
+        otherwise="the logits are changed behind the output layer in a way that the configuration "
+        "does not tell, so the model makes them itself, all at once, which takes more memory.",
     )
-    if not is_known:
-        raise ValueError(
-            f"{type(model).__name__} changes its logits behind the output layer in a way that is "
-            "not known here: its log-probabilities would be wrong."
-        )
+
+
+def _scaled_trial(model, ids: torch.Tensor) -> torch.Tensor:
+    """What `_scaling` makes of the logits of the output layer; (T, V)."""
+    seen: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_hook(
+        lambda _, given, logits: seen.append(logits)
+    )
+    try:
+        model(input_ids=ids, use_cache=False)
+    finally:
+        hook.remove()
+    return _scaling(model)(at_least_float32(seen[-1][0]))
+
+
+def at_temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """logits / temperature, of which log_softmax is a distribution however small it is."""
+    if temperature == 1:  # a tenth of the time at 150,000 tokens, for nothing
+        return logits
+    if temperature < 1e-5:  # the quotients may be infinite, but not those of what lacks to the best
+        logits = logits - logits.amax(dim=-1, keepdim=True)
+        temperature = max(temperature, torch.finfo(logits.dtype).tiny)
+    return logits / temperature

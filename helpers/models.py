@@ -21,9 +21,9 @@ from transformers.utils import logging as transformers_logging
 from helpers import quantization as quantize
 from helpers.logprobs import at_least_float32
 from helpers.quantization import footprint as footprint
+from helpers.reading import positions_of, read_rows
 from helpers.reference import Reference as Reference
 from helpers.reference import freeze_reference as freeze_reference
-from helpers.shared_rows import mask_for
 
 # Below this many parameters half precision saves nothing that matters, and float32 is exact.
 _SMALL_MODEL = 100_000_000
@@ -35,7 +35,9 @@ class LoraSettings:
 
     rank: rows of A and columns of B.
     alpha: the update is scaled by alpha / rank.
-    dropout: probability that an input of A is dropped in training.
+    dropout: probability that an input of A is dropped in the training of `train_sft`,
+        `train_reward_model`, simpo and orpo. All others compare the policy with another one, the
+        reference or the sampler, and drop nothing; a warning says so.
     target_modules: names of the layers that get an adapter; "all-linear" is every linear layer
         but the output layer.
     seed: of the random start of A (B starts at zero, so the model starts unchanged).
@@ -135,23 +137,18 @@ class RewardModel(nn.Module):
 
         What stands at padding means nothing. Positions are counted over the attention mask, so
         that padding moves no token. Sequences that share a row come with their `position_ids` and
-        a mask (B, 1, T, T) of who may look at whom; see `helpers.shared_rows.mask_for`.
+        a mask (B, 1, T, T) of who may look at whom; see `helpers.shared_rows`. A body that a probe
+        shows to read such rows otherwise reads each sequence alone (`helpers.reading`).
         """
         classifier = self.classifier
-        body = getattr(classifier, classifier.base_model_prefix)
+        body, needed = getattr(classifier, classifier.base_model_prefix), None
         if position_ids is None:
-            attention_mask = attention_mask.long()
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        if attention_mask.dim() == 4:
-            attention_mask = mask_for(body, attention_mask, position_ids)
-        hidden = body(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-        ).last_hidden_state  # (B, T, H)
+            attention_mask, needed = attention_mask.long(), attention_mask.bool()
+            position_ids = positions_of(attention_mask)
+        reading = read_rows(body, input_ids, attention_mask, position_ids, needed)
+        hidden = body(**reading.arguments).last_hidden_state  # (B, T, H), or a sequence a row
         with torch.autocast(hidden.device.type, enabled=False):
-            return classifier.score(at_least_float32(hidden)).squeeze(-1)
+            return reading.fold(classifier.score(at_least_float32(hidden)).squeeze(-1))
 
     @property
     def classifier(self):

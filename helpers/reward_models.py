@@ -66,7 +66,8 @@ def score(
         >>> score(model, tokenizer, ["Say hi."] * 2, ["Hi!", "No."])
         [0.71, -1.32]
     """
-    from helpers.decoding import evaluation_mode, window_of  # loads transformers: only when needed
+    from helpers.decoding import window_of  # loads transformers: only when needed
+    from helpers.modes import evaluation_mode
 
     if len(prompts) != len(responses):
         raise ValueError(

@@ -20,7 +20,6 @@ import torch
 from tqdm.auto import tqdm
 
 from helpers.decoding import (
-    evaluation_mode,
     merged_adapters,
     next_logits,
     next_tokens,
@@ -28,6 +27,7 @@ from helpers.decoding import (
     widest_float,
     window_of,
 )
+from helpers.modes import evaluation_mode
 from helpers.rewards import token_f1
 
 FinishReason = Literal["eos", "stop_string", "length"]

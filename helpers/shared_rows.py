@@ -12,8 +12,6 @@ PROMPT = 0  # the part of the shared start; the responses count from 1
 # longer rows that costs more than reading the prompt again.
 LONGEST_SHARED = 768
 
-WINDOWED = "sliding_attention"  # transformers' name of layers that see only the last tokens
-
 
 class SharedLayout(NamedTuple):
     """Where the tokens of a row belong: the shared start, then the rest of each sequence.
@@ -50,31 +48,19 @@ def may_look(parts: torch.Tensor) -> torch.Tensor:
     return (back & ((column == PROMPT) | (column == row)))[:, None]
 
 
-def mask_for(model, mask: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+def mask_for(model, mask: torch.Tensor) -> torch.Tensor:
     """`may_look` in the form that the model's attention reads; (N, 1, S, S).
 
     A model takes such a mask as it is, in place of its own. So "eager" attention, which adds its
-    mask to the scores, gets 0 and the lowest number in place of True and False; and layers that
-    look no further back than a window would look at all.
+    mask to the scores, gets 0 and the lowest number in place of True and False.
 
-    position_ids: (N, S), the places of the tokens in their own sequences.
-
-    Raises ValueError for a sequence that is longer than such a window, and for a model or an
-    attention that does without masks.
+    Raises ValueError for an attention that does without masks.
     """
-    config = model.config.get_text_config()
-    attention, window = config._attn_implementation, getattr(config, "sliding_window", None)
-    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", WINDOWED}
-    if other or attention not in ("sdpa", "eager"):
-        kind = min(other) if other else attention
+    attention = model.config.get_text_config()._attn_implementation
+    if attention not in ("sdpa", "eager"):
         raise ValueError(
-            f"Responses cannot share their prompt in a {config.model_type} model with {kind}: only "
-            "the attentions sdpa and eager keep them apart."
-        )
-    if window and (longest := int(position_ids.max()) + 1) > window:
-        raise ValueError(
-            f"Responses that share their prompt have up to {longest} tokens with it, but layers of "
-            f"this {config.model_type} model look only {window} tokens back: shorten them."
+            f"Responses cannot share their prompt with the attention {attention}: only sdpa and "
+            "eager keep them apart."
         )
     if attention == "sdpa":
         return mask

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from helpers.decoding import evaluation_mode, next_logits, next_tokens, prefill, widest_float
+from helpers.decoding import next_logits, next_tokens, prefill, widest_float
+from helpers.modes import evaluation_mode
 from helpers.rollout import (
     Completion,
     Row,

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from helpers.decoding import evaluation_mode
 from helpers.evaluation import complete
 from helpers.logprobs import response_log_probs, sequence_log_probs, tokenize_prompt_and_response
+from helpers.modes import evaluation_mode
 from helpers.prompts import render
 from helpers.rewards import extract_answer
 from helpers.rollout import SamplingSettings

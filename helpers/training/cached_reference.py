@@ -36,6 +36,8 @@ class ReferenceMethod(Method):
     rows_hash: names the token ids, and the function that sums over them.
     """
 
+    drops = False
+
     names: tuple[str, ...]
     reference: dict[str, torch.Tensor]
     rows_hash: str

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from helpers.modes import evaluation_mode, lora_dropout, without_dropout
 from helpers.training.batches import StepPlan, micro_batches
 from helpers.training.checkpoint import fingerprint, seeded, set_random_states
 from helpers.training.method import Batch, Method
@@ -50,6 +51,7 @@ def run_training(
             disable=not (settings.progress and loop.accelerator.is_main_process),
         )
         with _interrupt_flag() as interrupted:
+            _say_what_drops_nothing(model, method)
             with bar, _training_mode(model, settings):
                 while not loop.ended:
                     record = loop.take_step(interrupt=interrupted.is_set())
@@ -112,7 +114,8 @@ class Loop:
         """
         start = time.monotonic()
         lr = self.set_lr()
-        sums, normalizer, bad_rows = self.gradients(self.plan.rows(self.step), interrupt)
+        with nullcontext() if self.method.drops else without_dropout(self.model):
+            sums, normalizer, bad_rows = self.gradients(self.plan.rows(self.step), interrupt)
         loss, wants_stop = sums.pop("loss"), sums.pop("interrupt") > 0
         grad_norm, problem = self._update(loss)
         self.step += 1
@@ -205,22 +208,20 @@ class Loop:
             self.stopped = f"{self.skipped_in_a_row} steps in a row were skipped: {problem}"
             warnings.warn(f"The run ends at step {self.step}: {self.stopped}.", stacklevel=4)
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Loss and metrics of the held-out examples, each name with eval_ before it."""
         method, size = self.held_out, self.settings.micro_batch_size or EVALUATION_ROWS
         rows = range(len(method.lengths))
         sums: dict[str, float] = {}
-        self.model.eval()
-        method.before_evaluation(self.model)
-        batches = map(method.batch, micro_batches(rows, method.lengths, size=size))
-        for batch in map(self._on_device, batches):
-            with self.autocast():
-                loss, extra = method.loss(self.model, batch, 1.0)
-            extra = {"loss": loss, "weight": method.weight(batch), **extra}
-            for name, value in extra.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        self.model.train()
+        with evaluation_mode(self.model):
+            method.before_evaluation(self.model)
+            batches = map(method.batch, micro_batches(rows, method.lengths, size=size))
+            for batch in map(self._on_device, batches):
+                with self.autocast():
+                    loss, extra = method.loss(self.model, batch, 1.0)
+                extra = {"loss": loss, "weight": method.weight(batch), **extra}
+                for name, value in extra.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
         found = {"loss": sums.pop("loss") / sums.pop("weight"), **method.metrics(sums)}
         return {f"eval_{name}": value for name, value in found.items()}
 
@@ -330,6 +331,15 @@ def make_accelerator(device: torch.device) -> Accelerator:
     """One process, or what torchrun or `accelerate launch` started; on the CPU through gloo."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(mixed_precision="no", cpu=several and device.type == "cpu")
+
+
+def _say_what_drops_nothing(model, method: Method) -> None:
+    if not method.drops and (share := lora_dropout(model)):
+        warnings.warn(
+            f"The LoRA dropout of {share} does not act in {method.name}, which compares the policy "
+            "with another one: both are computed without any dropout.",
+            stacklevel=4,
+        )
 
 
 @contextmanager

@@ -25,8 +25,10 @@ class Method(ABC):
 
     name: of the method. unit: what `weight` counts, as it is logged. lengths: tokens of each
     usable example. places: the row of the data that each of them was. report: what was left out or
-    cut.
+    cut. drops: whether dropout acts in training; not where the policy is compared with a reference.
     """
+
+    drops: bool = True
 
     name: str
     unit: str

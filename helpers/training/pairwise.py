@@ -33,6 +33,7 @@ class Pairs(ReferenceMethod):
         self, data, tokenizer, settings: PreferenceSettings, functions, max_length: int, name: str
     ):
         self.name, self.settings, self.functions = name, settings, functions
+        self.drops = name in REFERENCE_FREE
         self.pad = tokenizer.pad_token_id
         if self.pad is None:
             self.pad = tokenizer.eos_token_id

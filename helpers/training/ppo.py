@@ -98,7 +98,9 @@ def train_ppo(
 def value_head(model) -> Iterator[None]:
     """Inside, the model has a trained layer `value_head`, which its own forward does not use."""
     dtype = at_least_float32(next(model.parameters())).dtype
-    model.value_head = nn.Linear(model.config.hidden_size, 1, device=model.device, dtype=dtype)
+    # What the output layer reads: OPT-350m's is not as wide as the model.
+    width = model.get_output_embeddings().in_features
+    model.value_head = nn.Linear(width, 1, device=model.device, dtype=dtype)
     nn.init.zeros_(model.value_head.weight)
     nn.init.zeros_(model.value_head.bias)
     try:
@@ -112,18 +114,10 @@ def scores_and_values(model, inputs: Batch, **options) -> tuple[Batch, torch.Ten
 
     Both come of one forward pass: the value head reads what the output layer is given.
     """
-    unwrapped = getattr(model, "module", model)  # the model inside DistributedDataParallel
-    seen = []
-    layer = unwrapped.get_output_embeddings()
-    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    try:
-        scores = response_log_probs(model, **inputs, **options)
-    finally:
-        hook.remove()
-    mask, hidden = inputs["response_mask"], seen[0]  # (N, S, H)
-    with torch.autocast(hidden.device.type, enabled=False):
-        values = unwrapped.value_head(at_least_float32(hidden[mask])).squeeze(-1)
-    return scores, values.new_zeros(mask.shape).masked_scatter(mask, values)
+    head = getattr(model, "module", model).value_head  # inside DistributedDataParallel
+    scores = response_log_probs(model, **inputs, **options, value_head=head)
+    values = scores.pop("values")
+    return scores, values
 
 
 class PPO(RolloutMethod):

@@ -10,14 +10,14 @@ from statistics import fmean
 import torch
 from accelerate.utils import gather_object
 
-from helpers.decoding import evaluation_mode
 from helpers.logprobs import at_least_float32, response_log_probs
+from helpers.modes import evaluation_mode, without_dropout
 from helpers.rollout import SamplingSettings
 from helpers.training.batches import StepPlan
 from helpers.training.engines import Engine
 from helpers.training.loop import Loop
 from helpers.training.method import Batch
-from helpers.training.rollout_method import RolloutMethod, inputs_of, without_dropout
+from helpers.training.rollout_method import RolloutMethod, inputs_of
 from helpers.training.rollouts import (
     Rollouts,
     grade,
@@ -157,9 +157,8 @@ class RolloutLoop(Loop):
     def token_values(self, model, rollouts: Rollouts, compute: Callable) -> list[torch.Tensor]:
         """What `compute` makes of the inputs (N, S) of micro-batches, at this process's response
         tokens, without gradient; (tokens,) each."""
-        without_dropout(model)
         found = {}
-        with torch.no_grad(), self.autocast():
+        with evaluation_mode(model), self.autocast():
             for batch, places in self._batches(rollouts, rollouts.own):
                 inputs = inputs_of(self._on_device(batch))
                 values = compute(inputs)[inputs["response_mask"]]
@@ -222,7 +221,8 @@ class RolloutLoop(Loop):
         """All updates of a step; returns their metrics and why the last bad one was skipped."""
         losses, norms, sums, problem, start = [], [], {}, "", None
         for places in self._minibatches(len(rollouts.samples)):
-            found, gap = self.gradients(rollouts, places)
+            with without_dropout(self.model):
+                found, gap = self.gradients(rollouts, places)
             start = gap if start is None else start
             loss = found.pop("loss")
             norm, why = self._update(loss)
@@ -260,7 +260,6 @@ class RolloutLoop(Loop):
         update of a step it says how far the sampler's log-probabilities are from the model's.
         """
         accelerator, method = self.accelerator, self.method
-        without_dropout(self.model)
         normalizer = method.normalizer(rollouts, places)
         needed = [
             place for place in places if place in rollouts.own and method.is_needed(rollouts, place)

@@ -21,7 +21,11 @@ class RolloutMethod(ABC):
     name: of the method. counted: the sums that its loss returns beside the largest ratio_gap.
     tasks: prompts and gold answers. reward_fn: how responses are graded. functions: by name, for
     the run's record. reference: the policy at the start, where a KL divergence is wanted.
+    drops: False, because the policy that is trained is the one that sampled: with dropout no ratio
+    would be 1.
     """
+
+    drops = False
 
     name: str
     counted: tuple[str, ...]
@@ -58,13 +62,6 @@ class RolloutMethod(ABC):
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         return dict(sums)
-
-
-def without_dropout(model) -> None:
-    """The policy that is trained is the one that sampled: with dropout no ratio would be 1."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.eval()
 
 
 def inputs_of(batch: Batch) -> Batch:
