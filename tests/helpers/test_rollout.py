@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from helpers.decoding import merged_adapters, next_tokens
+from helpers.decoding import may_cache, merged_adapters, next_tokens
 from helpers.logprobs import pad_prompt_and_response, response_log_probs
 from helpers.rollout import SamplingSettings, generate, rejection_sample
 
@@ -29,8 +29,9 @@ def ids(completions) -> list[list[int]]:
 
 @pytest.fixture
 def forward_rows(tiny_random_model):
-    """The number of rows of each forward pass of the model, as they come."""
+    """The number of rows of each forward pass of the model, as they come; it was tried before."""
     rows = []
+    assert may_cache(tiny_random_model[0])
 
     def note(module, args, kwargs):
         rows.append(len(kwargs["input_ids"]))

@@ -1,5 +1,7 @@
 """helpers.shared_rows: responses behind one prompt are read as each alone, whatever the model."""
 
+import warnings
+
 import pytest
 import torch
 from transformers import (
@@ -54,18 +56,25 @@ def test_a_reward_model_reads_shared_rows_as_each_alone(tiny_folder, attention):
     assert together == pytest.approx(alone, abs=1e-5)
 
 
-def test_a_window_that_holds_the_sequences_changes_nothing():
-    model = mistral(window=7)
-    torch.testing.assert_close(shared_scores(model), single_scores(model))
+def test_a_window_that_holds_the_row_changes_nothing():
+    model = mistral(window=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(shared_scores(model), single_scores(model))
 
 
-def test_a_window_that_does_not_hold_them_is_refused():
-    with pytest.raises(ValueError, match="up to 6 tokens .* look only 4 tokens back"):
-        shared_scores(mistral(window=4))
+@pytest.mark.parametrize("window", [4, 7])
+def test_beyond_a_window_each_response_is_read_alone(window):
+    model = mistral(window)
+    with pytest.warns(UserWarning, match=f"its window of {window} tokens .* in a row of its own"):
+        found = shared_scores(model)
+    torch.testing.assert_close(found, single_scores(model))
 
 
-def test_layers_that_carry_a_state_along_the_row_are_refused():
+def test_with_layers_that_carry_a_state_along_the_row_each_response_is_read_alone():
     config = Qwen3NextConfig(**SMALL, layer_types=["linear_attention", "full_attention"],
                              num_experts=0, linear_num_value_heads=2, linear_num_key_heads=1)
-    with pytest.raises(ValueError, match="a qwen3_next model with linear_attention"):
-        shared_scores(Qwen3NextForCausalLM(config).eval())
+    model = Qwen3NextForCausalLM(config).eval()
+    with pytest.warns(UserWarning, match="Qwen3NextForCausalLM responses that share"):
+        found = shared_scores(model)
+    torch.testing.assert_close(found, single_scores(model))
