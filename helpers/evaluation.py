@@ -41,6 +41,7 @@ from helpers.rewards import (
     token_f1,
 )
 from helpers.rollout import Completion, SamplingSettings, generate, window_of
+from helpers.text_files import regular_file
 
 # Greedy, and without a stop string: one at </answer> would hide what a model writes after it.
 EVALUATION_SAMPLING = SamplingSettings(temperature=0.0, max_new_tokens=512)
@@ -112,6 +113,7 @@ def evaluate(
         (0.025, (0.0178, 0.0349))
     """
     start = time.monotonic()
+    dataset = dataset if hasattr(dataset, "__len__") else list(dataset)  # it is read twice
     prompts = build_prompts(dataset, prompt)
     completions = complete(model, tokenizer, prompts, sampling=sampling, n=n,
                            batch_size=batch_size, engine=engine, progress=progress)
@@ -563,17 +565,28 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 def read_jsonl(path: str | Path) -> list[dict]:
     """The objects of a JSONL file; none where there is no file, or it is empty.
 
-    A line that a kill left half written ends the list.
+    A last line that a kill left half written is left out. Raises ValueError, with the line, for a
+    fault that stands anywhere else: the rows behind it would be lost.
     """
-    path, rows = Path(path), []
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    path = Path(path)
+    content = regular_file(path).read_bytes() if os.path.lexists(path) else b""
     # Not splitlines: it also cuts at U+2028 and others that JSON writes inside a text as they are.
-    for line in filter(None, text.split("\n")):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    *lines, last = content.split(b"\n")
+    rows = [_row_of(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+    try:
+        return rows + ([_row_of(last, path, len(lines) + 1)] if last.strip() else [])
+    except ValueError:
+        return rows
+
+
+def _row_of(line: bytes, path: Path, number: int) -> dict:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}, line {number}: {error}; the file is damaged.") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {number}: no object stands there; the file is damaged.")
+    return row
 
 
 def write_json(path: str | Path, value: Any) -> None:

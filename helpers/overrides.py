@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import yaml
+from helpers.text_files import parse_yaml
 
 
 def value_of(override: str) -> Any:
@@ -15,7 +15,6 @@ def value_of(override: str) -> Any:
         [0.1, 0.2]
     """
     try:
-        return yaml.safe_load(override.partition("=")[2])
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "it is no YAML"
-        raise ValueError(f"{override!r} has a value that cannot be read: {problem}.") from error
+        return parse_yaml(override.partition("=")[2])
+    except ValueError as error:
+        raise ValueError(f"{override!r} has a value that cannot be read: {error}.") from error

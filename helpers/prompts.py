@@ -1,8 +1,11 @@
 """Prompt templates: text files with {fields}, filled by plain replacement."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from helpers.text_files import read_text
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 
@@ -22,16 +25,17 @@ def load_template(name_or_path: str | Path) -> str:
 
     Raises:
         FileNotFoundError: neither a known name nor a file; the message lists the names.
+        ValueError, OSError: what stands there is no text file.
     """
     path = TEMPLATE_FOLDER / f"{name_or_path}.txt"
     if not path.is_file():
         path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(
             f"There is no template {str(name_or_path)!r}: give a path to a text file, or one of "
             f"{', '.join(template_names())}."
         )
-    return path.read_text(encoding="utf-8")
+    return read_text(path)
 
 
 def fields_of(template: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +61,15 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error: else the last value wins in silence."""
 
     def construct_mapping(self, node, deep=False):
-        seen = set()
+        seen = []
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # "<<", whose keys may come again
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen and key_node.value != "<<":
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands there twice", key_node.start_mark)
-            seen.add(key if isinstance(key, Hashable) else id(key_node))
+            seen.append(key)
         return super().construct_mapping(node, deep)
 
 
@@ -83,14 +84,17 @@ def parse_yaml(text: str) -> Any:
         ValueError: line 2, column 1: the key 'lr' stands there twice
     """
     try:
-        return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  a SafeLoader
+        return yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        says = (getattr(error, "context", None), getattr(error, "problem", None))
+        problem = ", ".join(filter(None, says)) or " ".join(str(error).split())
         raise ValueError(f"{place}{problem}") from error
-    except (ValueError, RecursionError) as error:  # a date such as 2026-13-01; 10,000 brackets
-        raise ValueError(" ".join(str(error).split()) or "the nesting is too deep") from error
+    except RecursionError:
+        raise ValueError("the nesting is too deep") from None
+    except ValueError as error:  # a date such as 2026-13-01
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def read_yaml(path: str | Path) -> Any:

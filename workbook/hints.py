@@ -22,9 +22,9 @@ import importlib
 from difflib import get_close_matches
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from helpers.text_files import parse_yaml, read_text
 from workbook.panel import Panel, note
 from workbook.progress import course_root, load, record
 
@@ -64,15 +64,14 @@ class LessonHelp(BaseModel):
 
 def read_course_file(path, model):
     """Read a YAML file into a pydantic model; the error names file and field in one sentence."""
-    text = path.read_text(encoding="utf-8")
     try:
-        value = yaml.safe_load(text)
-        _no_lost_text(path.name, text, value)
+        text = read_text(path)
+        value = parse_yaml(text)
+    except (ValueError, OSError) as error:
+        raise CourseFileError(f"{path.name}: this is not YAML: {error}") from error
+    _no_lost_text(path.name, text, value)
+    try:
         return model.model_validate(value)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise CourseFileError(f"{path.name}{line}: this is not YAML") from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"

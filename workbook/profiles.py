@@ -10,10 +10,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.overrides import value_of
+from helpers.text_files import read_yaml
 from workbook.progress import course_root
 
 Depth = Literal["short", "full", "smoke"]
@@ -298,7 +298,12 @@ def load_profile(name: str, depth: str = "short", overrides=()) -> Profile:
     Raises: ProfileError, one sentence that names the profile and the field.
     """
     check_names(name, depth)
-    values = yaml.safe_load(_config(name).read_text(encoding="utf-8"))
+    try:
+        values = read_yaml(_config(name))
+    except (ValueError, OSError) as error:
+        raise ProfileError(f"Profile {name}: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("sizes"), dict):
+        raise ProfileError(f"Profile {name}: its file must hold sections, one of them sizes.")
     values |= {"name": name, "depth": depth, "sizes": values["sizes"].get(depth, {})}
     for override in overrides:
         _apply(values, override)

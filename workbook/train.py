@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.data import LoadReport, load_records
@@ -18,6 +17,7 @@ from helpers.data.registry import load_registered
 from helpers.models import LoraSettings, load_model, load_reward_model
 from helpers.overrides import value_of
 from helpers.prompts import load_template, render, render_passages
+from helpers.text_files import read_yaml
 from helpers.training import (
     GRPOSettings,
     PPOSettings,
@@ -174,10 +174,7 @@ def read_config(kind: str, config: str | Path, overrides: Sequence[str] = ()):
                 f"There is no configuration {config}: give a file, or one of {', '.join(names)}."
             )
         path = shipped / f"{config}.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}.") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold sections and settings as `name: value`.")
     for override in overrides:
@@ -201,6 +198,9 @@ def _apply(override: str, values: dict, known: Sequence[str]) -> None:
         example = f"{near[0]}=..." if near else "lr=1e-4"
         raise ValueError(f"{override!r} is no setting of this training; write it like {example}.")
     value = value_of(override)
+    if field and not isinstance(values.get(section), dict | None):
+        raise ValueError(f"{override!r} does not fit: the section {section} of the configuration "
+                         "holds one value, not `name: value` lines.")
     if field:
         values[section] = {**(values.get(section) or {}), field: value}
     else:

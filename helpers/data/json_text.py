@@ -5,6 +5,7 @@ column; only what stops at the very end of a text is torn.
 """
 
 import codecs
+import io
 import json
 import math
 import re
@@ -75,6 +76,25 @@ def is_torn(error: json.JSONDecodeError) -> bool:
     if error.msg.startswith("Invalid \\u"):
         return len(rest) < 6 and '"' not in rest
     return any(word.startswith(rest) for word in _WORDS) or bool(_HALF_NUMBER.fullmatch(rest))
+
+
+def parse_document(text: str) -> Any:
+    """The value of a whole JSON text.
+
+    Raises ValueError, with line and column, also for a name that stands twice and for NaN.
+
+    Example:
+        >>> parse_document('{"a": 1,\\n "a": 2}')
+        Traceback (most recent call last):
+        helpers.data.fields.BadRecord: line 1, column 1: the field 'a' stands there twice
+    """
+    window = Window(io.BytesIO(text.encode("utf-8", "surrogatepass")))
+    value = window.value()
+    if isinstance(value, BadRecord):
+        raise value
+    if window.peek():
+        raise BadRecord("bad_json", f"{window.place(window.at)}: more text stands behind the value")
+    return value
 
 
 def column_of(text: str, start: int, problem: BadRecord) -> int | None:

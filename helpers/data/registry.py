@@ -11,7 +11,7 @@ the registry file. Beyond that shape an entry may hold `format`, a name of `FORM
 goes from the fields of that format. `HUB_SETS` is such a file: well-known sets of the hub.
 """
 
-import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,10 @@ from typing import Any
 from datasets import Dataset
 
 from helpers.data import LoadReport, load_records
-from helpers.data.fields import BadRecord, field_names
+from helpers.data.fields import BadRecord, field_names, short
 from helpers.data.formats import FORMATS, check_format
+from helpers.data.json_text import parse_document
+from helpers.text_files import read_text
 
 HUB_SETS = Path(__file__).with_name("hub_sets.json")
 
@@ -83,12 +85,14 @@ class Entry:
 def load_registry(path: str | Path = HUB_SETS) -> dict[str, Any]:
     """The entries of a registry file as they stand there, by name.
 
-    Raises FileNotFoundError, or ValueError for a file that is no JSON object.
+    Raises FileNotFoundError or OSError, or ValueError for a file that is no JSON object or in which
+    a name stands twice: of the two entries one would be lost.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"There is no registry file {path}.")
+    text = read_text(path)
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        entries = parse_document(text)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from None
     if not isinstance(entries, dict):
@@ -116,22 +120,34 @@ def _entry(entry: Any, where: str, folder: Path) -> Entry:
     if unknown:
         raise ValueError(f"{where}: {', '.join(unknown)} is not known here; known are "
                          f"{', '.join(KEYS)}.")
+    _check_types(entry, where)
     _check_names(entry, "tags", (*TAGS, *OTHER_TAGS), where)
-    if "hf_hub_url" in entry:
+    if entry.get("hf_hub_url"):
         source = ":".join(filter(None, [entry["hf_hub_url"], entry.get("subset")]))
-    elif "file_name" in entry:
+    elif entry.get("file_name"):
         source = str(folder / entry["file_name"])
     else:
         raise ValueError(f"{where}: it needs file_name or hf_hub_url.")
     format, columns = _format_and_columns(entry, where)
-    return Entry(source, format, columns, entry.get("tags", {}), entry.get("split", "train"))
+    return Entry(source, format, columns, entry.get("tags") or {}, entry.get("split") or "train")
+
+
+def _check_types(entry: dict, where: str) -> None:
+    """Texts are texts, and ranking is true or false: "false" would count as true."""
+    for key, value in entry.items():
+        kind, wanted = (bool, "true or false") if key == "ranking" else (str, "a text")
+        if key not in ("columns", "tags") and not isinstance(value, kind | None):
+            raise ValueError(f"{where}: {key} must be {wanted}, not {short(value)}.")
 
 
 def _format_and_columns(entry: dict, where: str) -> tuple[str, dict[str, str]]:
     """Our name of the format, and the columns of its fields."""
-    columns, formatting = entry.get("columns", {}), entry.get("formatting", "alpaca")
-    if "format" in entry:
-        known = FORMATS[check_format(entry["format"])]
+    columns, formatting = entry.get("columns") or {}, entry.get("formatting") or "alpaca"
+    if entry.get("format"):
+        try:
+            known = FORMATS[check_format(entry["format"])]
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
         parts = {name: name for name in (*known.fields, *known.optional)}
         format = entry["format"]
     elif formatting == "sharegpt":
@@ -146,13 +162,16 @@ def _format_and_columns(entry: dict, where: str) -> tuple[str, dict[str, str]]:
 
 
 def _check_names(entry: dict, key: str, known: Iterable[str], where: str) -> None:
-    names = entry.get(key, {})
+    names = {} if entry.get(key) is None else entry[key]
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{where}: {key} is an object of names.")
     wrong = [name for name in names if name not in known]
     if wrong:
         raise ValueError(f"{where}: {key} has {', '.join(wrong)}; possible are "
                          f"{', '.join(known)}.")
+    twice = [name for name, count in Counter(filter(None, names.values())).items() if count > 1]
+    if twice:
+        raise ValueError(f"{where}: {key} gives {short(twice[0])} two parts; it can play one.")
 
 
 def load_registered(name: str, registry: str | Path = HUB_SETS, *,

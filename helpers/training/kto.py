@@ -16,7 +16,7 @@ from helpers.training.cached_reference import (
     rows_hash,
 )
 from helpers.training.loop import EVALUATION_ROWS
-from helpers.training.method import Batch, DataReport, data_digest, text_of
+from helpers.training.method import Batch, DataReport, data_digest, rows_of, text_of
 from helpers.training.settings import PreferenceSettings
 from helpers.training.sft import padded_rows
 
@@ -40,7 +40,7 @@ class KTO(ReferenceMethod):
         if self.pad is None:
             self.pad = tokenizer.eos_token_id
         self.reference, self.rows, self.places, labels, texts, used = {}, [], [], [], [], []
-        examples = list(labelled(data))
+        examples = list(labelled(rows_of(data)))
         report = DataReport(len(examples))
         for place, prompt, completion, label in examples:
             texts.append((prompt, completion, label))

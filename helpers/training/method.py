@@ -4,12 +4,15 @@ import hashlib
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
 Batch = dict[str, torch.Tensor]
+MOST_ROWS = 10_000_000  # of data without a length, which may never end
 
 
 class Method(ABC):
@@ -74,11 +77,43 @@ def checked_functions(
     return {**references, **given}
 
 
+def rows_of(data: Any) -> Sequence[Mapping[str, Any]]:
+    """The rows of the data, as often as they are wanted: a generator is read into a list once.
+
+    Raises ValueError for what holds rows in another way: they would be read as something else.
+    """
+    kind = type(data).__name__
+    if isinstance(data, str | Path):
+        raise ValueError(f"The data are the text {str(data)[:80]!r}: give the rows of that file, "
+                         "load_records(...)[0].")
+    if isinstance(data, Mapping):
+        names = ", ".join(map(repr, list(data)[:5]))
+        raise ValueError(
+            f"The data are a {kind} with {names}: give one of its parts, or a list of dicts."
+        )
+    if hasattr(data, "to_dict") and hasattr(data, "iloc"):
+        raise ValueError(f'The data are a {kind}: give data.to_dict("records").')
+    if not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
+        raise ValueError(f"The data are a {kind}, not a data set or a list of dicts.")
+    if hasattr(data, "__len__"):
+        return data
+    rows = list(islice(data, MOST_ROWS + 1))
+    if len(rows) > MOST_ROWS:
+        raise ValueError(
+            f"The data are a {kind} of more than {MOST_ROWS:,} rows: give a list of those to use."
+        )
+    return rows
+
+
 def text_of(example: Mapping[str, Any], column: str, row: int) -> str:
     """A text column of an example.
 
     Raises ValueError where the column is missing or holds no text: data of another kind.
     """
+    if not isinstance(example, Mapping):
+        raise ValueError(
+            f"Row {row} of the data is a {type(example).__name__}, not a dict with {column}."
+        )
     if column not in example:
         raise ValueError(
             f"Row {row} of the data has {', '.join(map(str, example)) or 'no fields'}, "

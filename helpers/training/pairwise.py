@@ -12,7 +12,7 @@ from helpers.training.cached_reference import (
     response_row,
     rows_hash,
 )
-from helpers.training.method import Batch, DataReport, data_digest, text_of
+from helpers.training.method import Batch, DataReport, data_digest, rows_of, text_of
 from helpers.training.settings import PreferenceSettings
 from helpers.training.sft import Row
 
@@ -38,6 +38,7 @@ class Pairs(ReferenceMethod):
         if self.pad is None:
             self.pad = tokenizer.eos_token_id
         self.reference, self.pairs, self.places, texts = {}, [], [], []
+        data = rows_of(data)
         report = DataReport(len(data))
         for place, example in enumerate(data):
             prompt, *sides = (text_of(example, key, place) for key in ("prompt", *self.names))

@@ -17,6 +17,7 @@ from helpers.training.method import (
     Method,
     checked_functions,
     data_digest,
+    rows_of,
     text_of,
 )
 from helpers.training.run import Run, RunFolder, identity_of
@@ -99,6 +100,7 @@ class RewardModelling(Method):
         self.loss_function = functions["bradley_terry_loss"]
         self.pool = functions["pool_last_token"]
         self.center_coefficient = settings.center_coefficient
+        data = rows_of(data)
         report, self.pairs, self.margins, read = DataReport(len(data)), [], [], []
         self.places = []
         for place, example in enumerate(data):

@@ -14,7 +14,7 @@ import torch
 from helpers.evaluation import read_jsonl
 from helpers.reward_functions import REWARD_PARTS, grade_all
 from helpers.rollout import Completion, SamplingSettings
-from helpers.training.method import DataReport, data_digest, text_of
+from helpers.training.method import DataReport, data_digest, rows_of, text_of
 from helpers.training.run import ROLLOUTS
 
 Sample = dict[str, Any]
@@ -29,6 +29,7 @@ class Tasks:
     """
 
     def __init__(self, data, tokenizer, max_new_tokens: int, window: int):
+        data = rows_of(data)
         report = DataReport(len(data))
         self.places, self.prompts, self.token_ids, self.golds, read = [], [], [], [], []
         for place, example in enumerate(data):
@@ -226,6 +227,6 @@ def _finite(value: float) -> float | None:
 def read_rollouts(folder: str | Path) -> list[dict[str, Any]]:
     """The groups of all steps of a run, from its folder; none where it has written none yet.
 
-    A line that a kill left half written ends the list.
+    A last line that a kill left half written is left out.
     """
     return read_jsonl(Path(folder) / ROLLOUTS)

@@ -1,14 +1,15 @@
 """Settings of the training loops: typed, checked with the field's name, loaded from YAML."""
 
+import math
+import reprlib
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-import yaml
-
 from helpers.overrides import value_of
+from helpers.text_files import read_yaml
 
 # Sections of a configuration file that say what is trained, on what, and where it is written; they
 # belong to the command line, which reads them itself.
@@ -85,13 +86,12 @@ class LoopSettings:
             >>> SFTSettings.from_yaml("workbook/configs/train/sft_tiny.yaml", "lr=1e-3").lr
             0.001
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            problem = " ".join(str(error).split())
-            raise ValueError(f"{path} is no YAML file: {problem}.") from error
+        values = read_yaml(path)
+        values = {} if values is None else values
         if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold settings as `name: value`, but holds {values!r}.")
+            raise ValueError(
+                f"{path} must hold settings as `name: value`, but holds {reprlib.repr(values)}."
+            )
         values = {name: value for name, value in values.items() if name not in OTHER_SECTIONS}
         return cls.from_dict(values | dict(map(_split, overrides)), source=str(path))
 
@@ -230,14 +230,14 @@ def _read(name: str, value: Any, hint: Any) -> Any:
         return None
     kind = kinds[0]
     try:
-        if kind is float and not isinstance(value, bool):
+        if kind is float and not isinstance(value, bool) and math.isfinite(float(value)):
             return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
-    if type(value) is kind:
+    if type(value) is kind and kind is not float:
         return value
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-    raise ValueError(f"Setting {name} must be {wanted}, but it is {value!r}.")
+    raise ValueError(f"Setting {name} must be {wanted}, but it is {reprlib.repr(value)}.")
 
 
 def _check_limits(name: str, value: Any, limits) -> None:

@@ -17,6 +17,7 @@ from helpers.training.method import (
     Method,
     checked_functions,
     data_digest,
+    rows_of,
     text_of,
 )
 from helpers.training.run import Run, RunFolder, identity_of
@@ -99,6 +100,7 @@ class SFT(Method):
         self.packed = settings.batching == "packed"
         self.loss_function = functions["sft_loss"]
         tokenize = functions["tokenize_prompt_and_response"]
+        data = rows_of(data)
         report, self.rows, self.places, texts = DataReport(len(data)), [], [], []
         for place, example in enumerate(data):
             prompt, response = (text_of(example, name, place) for name in ("prompt", "response"))
