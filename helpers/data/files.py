@@ -85,6 +85,8 @@ def _read_one(source: str, split: str, max_line_bytes: int, streaming: bool,
     if _is_hub_name(source):
         yield from _numbered(_hub_rows(source, split, streaming), source)
         return
+    if not os.path.lexists(source) and (why := _no_path(source)):
+        raise FileNotFoundError(f"There is no file {short(source, 200)}: {why}.")
     regular_file(source)
     if is_parquet(source):
         yield from _numbered(parquet_rows(source), source)
@@ -97,6 +99,15 @@ def _is_hub_name(source: str) -> bool:
     looks_like_file = re.search(r"\.(json|jsonl|gz|parquet|csv|txt)$", source.lower())
     is_name = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", source)
     return bool(is_name and not looks_like_file and not os.path.lexists(source))
+
+
+def _no_path(source: str) -> str:
+    """What somebody gave in the place of a path, and what to give; "" for a mere wrong path."""
+    if re.match(r"\w+://", source):
+        return "it is an address; download it, and give the file"
+    if re.search(r"[*?\[]", source) and source.isprintable() and len(source) < 200:
+        return "a pattern stands for no file here; give the files themselves, in a list"
+    return "the home folder is written out here" if source.startswith("~") else ""
 
 
 def _numbered(values: Iterable[Any], source: str) -> Iterator[Item]:
@@ -212,7 +223,12 @@ def _write_json(path: Path, records: Iterable[dict]) -> int:
         for count, record in enumerate(records, 1):
             between = ("[\n" if count == 1 else ",\n") if is_array else ""
             end = "" if is_array else "\n"
-            file.write(between + json.dumps(record, ensure_ascii=False) + end)
+            try:
+                text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+                text.encode("utf-8")
+            except ValueError as error:  # NaN, or half a surrogate pair: no reader would take it
+                raise ValueError(f"Record {count} cannot be written as JSON: {error}.") from error
+            file.write(between + text + end)
         if is_array:
             file.write("\n]\n" if count else "[]\n")
     return count

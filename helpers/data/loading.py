@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from helpers.data.conversation import check_template, with_prompt
-from helpers.data.fields import BadRecord, checked_text
+from helpers.data.fields import BadRecord, checked_text, short
 from helpers.data.files import MAX_LINE_BYTES, Blank, Item, Note, read_items
 from helpers.data.formats import FORMATS, Format, check_format, format_of, to_preference
 
@@ -128,7 +128,8 @@ def _to_dataset(rows: list[dict]) -> Dataset:
     try:
         return Dataset.from_list(rows)
     except (ValueError, TypeError, OverflowError) as error:  # Arrow wants one type in each column
-        raise ValueError(f"The kept fields do not have one type in all records: {error}.") from None
+        raise ValueError("The kept fields do not have one type in all records, or hold what no "
+                         f"column can: {error}.") from None
 
 
 # ---------------------------------------------------------------- one record after the other
@@ -157,7 +158,9 @@ def read_rows(
     """The good records of `load_records` one by one, not yet in a template; fills the report."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be 1 or more, but it is {limit}.")
-    sources = [source] if isinstance(source, str | Path) else list(source)
+    sources = [source] if isinstance(source, str | Path) else source
+    if not isinstance(sources, Sequence) or not all(isinstance(s, str | Path) for s in sources):
+        raise ValueError(f"Records are read from a path or a list of paths, not {short(source)}.")
     items = read_items(sources, split=split, max_line_bytes=max_line_bytes,
                        streaming=limit is not None, is_record=partial(_is_record, prepare, format))
     items, ids = map(partial(_prepared, prepare), items) if prepare else items, set()
@@ -177,6 +180,7 @@ def read_rows(
                 return  # what begins with so many bad records is no file of records
             continue
         ids.add(read.id)
+        report.format = read.format  # of all that follow: one data set has one set of columns
         report.num_records += 1
         yield read
         if report.num_records == limit:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.data import load_records
+from helpers.data.files import write_records
 
 A, B = {"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}
 LINES = f"{json.dumps(A)}\n{json.dumps(B)}\n"
@@ -215,8 +216,28 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     assert "leads nowhere" in refused(tmp_path / "loop")
     assert "leads nowhere" in refused(tmp_path / "dangling")
     assert "no file" in refused("a\x00b.jsonl") and "no file" in refused(json.dumps([A] * 60))
-    assert "no file" in refused(str(tmp_path / "*.jsonl"))
+    assert "a pattern stands for no file" in refused(str(tmp_path / "*.jsonl"))
+    assert "it is an address" in refused("https://example.org/a.jsonl")
+    assert "a path or a list of paths" in refused(None) and "not '[None]'" in refused([None])
     assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), "\ud800"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz"])
+def test_what_no_reader_takes_is_not_written(tmp_path, name, value):
+    path = tmp_path / name
+    write_records(path, [A])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="Record 2 cannot be written as JSON"):
+        write_records(path, [A, {"score": value}])
+    assert path.read_bytes() == before and os.listdir(tmp_path) == [name]
+
+
+def test_records_of_two_formats_behind_a_thousand_bad_ones_keep_one_format(tmp_path):
+    lines = ["x"] * 1_100 + [json.dumps(A), json.dumps({"prompt": "p", "answer": "r"})]
+    data, report = load_records(write(tmp_path / "a.jsonl", "\n".join(lines)))
+    assert report.format == "prompt_response" and len(data) == 1
+    assert report.bad_by_kind == {"bad_json": 1_100, "missing_columns": 1}
 
 
 # ---------------------------------------------------------------- bombs
