@@ -40,8 +40,9 @@ from helpers.rewards import (
     sub_em,
     token_f1,
 )
-from helpers.rollout import Completion, SamplingSettings, generate, window_of
+from helpers.rollout import Completion, SamplingSettings, generate, refuse_empty, window_of
 from helpers.text_files import regular_file
+from helpers.tokens import encode_prompt
 
 # Greedy, and without a stop string: one at </answer> would hide what a model writes after it.
 EVALUATION_SAMPLING = SamplingSettings(temperature=0.0, max_new_tokens=512)
@@ -163,12 +164,17 @@ def complete(
     """`helpers.rollout.generate`, but a prompt that is too long gives n empty completions.
 
     Their finish_reason is "prompt_too_long". One long problem must not end a run of thousands.
+
+    Raises ValueError for an empty prompt, before anything is sampled.
     """
-    ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"] if prompts else []
-    window = window_of(model)
-    fitting = [row for row in ids if len(row) < window]
-    generated = iter(generate(model, tokenizer, fitting, n=n, sampling=sampling, engine=engine,
-                              batch_size=batch_size, progress=progress) if fitting else [])
+    ids, window = [encode_prompt(prompt, tokenizer) for prompt in prompts], window_of(model)
+    for index, row in enumerate(ids):
+        refuse_empty(row, index)
+    places = [index for index, row in enumerate(ids) if len(row) < window]
+    # By their places in the whole list: a prompt that is left out changes no other's samples.
+    generated = iter(generate(model, tokenizer, [prompts[i] for i in places], n=n,
+                              sampling=sampling, engine=engine, batch_size=batch_size,
+                              first=places, progress=progress) if places else [])
     return [
         next(generated) if len(row) < window
         else Completion(prompt_token_ids=list(row), finish_reason="prompt_too_long")

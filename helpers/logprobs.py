@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from helpers.probes import device_of, holds, text_config, trial_ids
 from helpers.reading import chosen_logits, positions_of, read_rows
+from helpers.tokens import encode_prompt, encode_response
 
 
 def tokenize_prompt_and_response(
@@ -30,9 +31,12 @@ def tokenize_prompt_and_response(
 
     A tokenizer may merge the end of a prompt with the start of its response, and the number of
     prompt tokens then no longer says where the response starts. Tokenised apart, it does; and it
-    is what sampling does, which continues the prompt's own tokens.
+    is what sampling does, which continues the prompt's own tokens. BOS and spaces are as
+    `helpers.tokens` says.
 
-    append_eos: the response ends with the tokenizer's EOS, which is part of the response.
+    append_eos: the response ends with the tokenizer's EOS, which is part of the response; behind a
+        prompt in the tokenizer's chat template with the token that the template writes there. One
+        that ends so already stays as it is.
     max_length: longer sequences lose their end.
 
     Example:
@@ -45,9 +49,11 @@ def tokenize_prompt_and_response(
             f"prompts and responses must be as many, but they are {len(prompts)} "
             f"and {len(responses)}."
         )
-    prompt_ids = [_encode(text, tokenizer) for text in prompts]
-    end = [tokenizer.eos_token_id] if append_eos else []
-    response_ids = [_encode(text, tokenizer) + end for text in responses]
+    prompt_ids = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    response_ids = [
+        encode_response(response, tokenizer, prompt=prompt, append_end=append_eos)
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
     if max_length is not None:
         prompt_ids = [ids[:max_length] for ids in prompt_ids]
         response_ids = [
@@ -56,10 +62,6 @@ def tokenize_prompt_and_response(
         ]
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return pad_prompt_and_response(prompt_ids, response_ids, pad)
-
-
-def _encode(text: str, tokenizer) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def pad_prompt_and_response(

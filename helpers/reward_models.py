@@ -7,6 +7,7 @@ import torch
 
 from helpers.reference import weights_identity
 from helpers.shared_rows import LONGEST_SHARED, SharedLayout, padded, shared_columns
+from helpers.tokens import encode_prompt, encode_response
 
 
 def pool_last_token(token_rewards: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -30,17 +31,13 @@ def pool_last_token(token_rewards: torch.Tensor, attention_mask: torch.Tensor) -
 
 
 def encode(prompt: str, response: str, tokenizer) -> list[int]:
-    """The tokens that a reward model reads: prompt, response, end of text.
+    """The tokens that a reward model reads: prompt, response, and the end that a language model
+    is trained to write there.
 
-    Prompt and response are tokenised apart, as everywhere; the reward is read at the last token,
-    so every response ends with the same one.
+    The reward is read at the last token, so all responses to a prompt end with the same one.
     """
-    ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-    return [*encode_prompt(prompt, tokenizer), *ids, tokenizer.eos_token_id]
-
-
-def encode_prompt(prompt: str, tokenizer) -> list[int]:
-    return tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = encode_response(response, tokenizer, prompt=prompt, append_end=True)
+    return [*encode_prompt(prompt, tokenizer), *ids]
 
 
 def score(
@@ -59,8 +56,8 @@ def score(
     model, tokenizer: from `helpers.models.load_reward_model`. pool: token rewards (B, T) and
     attention mask (B, T) to rewards (B,).
 
-    Raises ValueError where there are not as many prompts as responses, or a text is longer than
-    the model's window.
+    Raises ValueError where there are not as many prompts as responses, a prompt is empty, or a text
+    is longer than the model's window.
 
     Example:
         >>> score(model, tokenizer, ["Say hi."] * 2, ["Hi!", "No."])
@@ -74,9 +71,12 @@ def score(
             f"prompts and responses must be as many, but they are {len(prompts)} and "
             f"{len(responses)}."
         )
+    starts = {prompt: len(encode_prompt(prompt, tokenizer)) for prompt in dict.fromkeys(prompts)}
+    for place, prompt in enumerate(prompts):
+        if not starts[prompt]:
+            raise ValueError(f"prompt {place} is empty: it needs one token or more.")
     rows = [encode(p, r, tokenizer) for p, r in zip(prompts, responses, strict=True)]
     _check_window(rows, window_of(model))
-    starts = {prompt: len(encode_prompt(prompt, tokenizer)) for prompt in dict.fromkeys(prompts)}
     shared = _share_prompts(rows, [starts[prompt] for prompt in prompts], prompts)
     rewards = [0.0] * len(rows)
     with evaluation_mode(model):

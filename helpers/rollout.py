@@ -29,6 +29,7 @@ from helpers.decoding import (
 )
 from helpers.modes import evaluation_mode
 from helpers.rewards import token_f1
+from helpers.tokens import encode_prompt, response_decoder, stop_ids, turn_ends
 
 FinishReason = Literal["eos", "stop_string", "length"]
 ENGINES = ("auto", "transformers", "vllm")
@@ -43,8 +44,9 @@ class SamplingSettings:
     top_k: keep the k most probable tokens; 0 keeps all.
     max_new_tokens: at most so many tokens a completion, its EOS included.
     stop_strings: a completion ends when its text contains one of them; the string is kept.
-    stop_token_ids: ids that end a completion as EOS does, added to those of the checkpoint
-        (a base model prompted with a chat template must also stop on `<|im_end|>`).
+    stop_token_ids: ids that end a completion as EOS does, added to those of the checkpoint. Behind
+        a prompt in the tokenizer's chat template, what the template writes behind an answer
+        (`<|im_end|>`) ends a completion too, also of a base model.
     seed: a completion depends on the weights, its prompt, the seed, the prompt's place in the
         list and the sample's number; not on the batch size nor on the other prompts (up to
         rounding in the forward pass).
@@ -100,7 +102,9 @@ class Completion:
     log_probs: one a token, of the full distribution at the sampling temperature (greedy: at 1),
         before top_p and top_k cut it.
     text: the decoded tokens without the final EOS; where a stop string ended it, the text ends
-        with that string, even if the last token goes on after it.
+        with that string, even if the last token goes on after it. Behind a prompt that was given
+        as a text it is what follows that text, its leading space kept; behind ids it is what the
+        tokenizer's own `decode` says (Llama's takes a leading space off).
     finish_reason: "eos", "stop_string" or "length".
     """
 
@@ -120,18 +124,18 @@ def generate(
     sampling: SamplingSettings,
     engine: str = "auto",
     batch_size: int = 128,
-    first: int = 0,
+    first: int | Sequence[int] = 0,
     progress: bool = False,
 ) -> list[Completion]:
     """Sample n completions of each prompt; a flat list, prompt by prompt.
 
-    prompts: texts (tokenised as they are, no special token added) or lists of token ids.
+    prompts: texts (tokenised by `helpers.tokens.encode_prompt`) or lists of token ids.
     engine: "auto" is "transformers", the model itself; "vllm" is a copy of the model in vLLM,
         see `helpers.vllm_engine`. The same seed gives other samples there.
     batch_size: rows decoded together; the n samples of a prompt stay together and share one
         pass over the prompt.
-    first: the place of the first prompt, for a part of a list: the parts then hold what the whole
-        list would.
+    first: the place of the first prompt, for a part of a list, or the places of all, for a
+        selection: these then hold what the whole list would.
     A completion also ends where the model's window ends (finish_reason "length").
 
     Raises ValueError for an unknown engine, one that is not installed, an empty prompt, or a
@@ -152,7 +156,7 @@ def generate(
         sampler.update(model)
         return sampler.sample(prompts, n, sampling, first=first)
     prompt_ids = tokenize_prompts(tokenizer, prompts, window_of(model))
-    rules = StopRules(model, tokenizer, sampling)
+    rules, numbers = StopRules(model, tokenizer, sampling), numbers_of(first, len(prompt_ids))
     # Longest first: prompts of like length share a batch (little padding), and a batch that does
     # not fit into memory fails at the start of a long job, not at its end.
     order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
@@ -164,7 +168,12 @@ def generate(
         for start in range(0, len(order), per_batch):
             chosen = order[start : start + per_batch]
             rows = [
-                Row(Completion(prompt_ids[i]), budgets[i], uniforms_of(sampling, first + i, j))
+                Row(
+                    Completion(prompt_ids[i]),
+                    budgets[i],
+                    uniforms_of(sampling, numbers[i], j),
+                    follows_text=isinstance(prompts[i], str),
+                )
                 for i in chosen
                 for j in range(n)
             ]
@@ -198,6 +207,8 @@ class Row:
     budget: int  # tokens it may still hold in all: max_new_tokens, or what the window leaves
     uniforms: np.ndarray | None = None  # (T,)
     done: bool = False
+    ends: set[int] | None = None  # the ids that end it, once they are known
+    follows_text: bool = False  # whether its prompt was given as a text, which its text goes on
 
 
 def _decode_batch(model, rows: list[Row], n: int, sampling: SamplingSettings, rules, bar) -> None:
@@ -231,6 +242,11 @@ def _decode_batch(model, rows: list[Row], n: int, sampling: SamplingSettings, ru
 _DROP_BELOW = 7 / 8
 
 
+def numbers_of(first: int | Sequence[int], count: int) -> Sequence[int]:
+    """The numbers of so many prompts, of which the first, or all, are given."""
+    return range(first, first + count) if isinstance(first, int) else first
+
+
 def uniforms_of(sampling: SamplingSettings, prompt_index: int, sample_index: int) -> np.ndarray:
     """The random numbers of one completion, one a token, in [0, 1)."""
     generator = np.random.default_rng((sampling.seed, prompt_index, sample_index))
@@ -243,25 +259,40 @@ class StopRules:
     def __init__(self, model, tokenizer, sampling: SamplingSettings):
         self.tokenizer = tokenizer
         self.stop_strings = sampling.stop_strings
-        self.eos_token_ids = _eos_token_ids(model, tokenizer) | set(sampling.stop_token_ids)
+        self.eos_token_ids = stop_ids(model, tokenizer) | set(sampling.stop_token_ids)
         self.pad_token_id = tokenizer.pad_token_id or 0  # masked, so any id will do
         self.last_characters = {string[-1] for string in self.stop_strings}
         self.pieces: dict[int, str] = {}
+        self.decode = response_decoder(tokenizer)
 
     def append(self, row: Row, token: int, log_prob: float) -> None:
         """Add a token to the row; where that ends it, write its text and its finish reason."""
         completion = row.completion
         completion.token_ids.append(token)
         completion.log_probs.append(log_prob)
-        if token in self.eos_token_ids:
+        if token in self.ends_of(row):
             self._finish(row, "eos", self.decode(completion.token_ids[:-1]))
         elif self._may_end_a_stop_string(token) and self._first_stop(completion) is not None:
             self._finish(row, "stop_string", self._first_stop(completion))
         elif len(completion.token_ids) >= row.budget:
             self._finish(row, "length", self.decode(completion.token_ids))
 
+    def ends_of(self, row: Row) -> set[int]:
+        """The ids that end this row: behind a chat prompt its template's, too."""
+        if row.ends is None:
+            row.ends = self.eos_token_ids | turn_ends(
+                row.completion.prompt_token_ids, self.tokenizer
+            )
+        return row.ends
+
     def _finish(self, row: Row, reason: FinishReason, text: str) -> None:
+        if text.startswith(" ") and not row.follows_text:
+            # Llama's and its like's own decoding takes the space off the first word.
+            text = text[self.loses_space(row.completion.token_ids) :]
         row.completion.finish_reason, row.completion.text, row.done = reason, text, True
+
+    def loses_space(self, token_ids: list[int]) -> bool:
+        return not self.tokenizer.decode(token_ids, skip_special_tokens=False).startswith(" ")
 
     def _may_end_a_stop_string(self, token: int) -> bool:
         """False for nearly all tokens, which spares decoding the text at each step."""
@@ -279,18 +310,6 @@ class StopRules:
         ends = [text.find(s) + len(s) for s in self.stop_strings if s in text]
         return text[: min(ends)] if ends else None
 
-    def decode(self, token_ids: list[int]) -> str:
-        return self.tokenizer.decode(
-            token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
-
-def _eos_token_ids(model, tokenizer) -> set[int]:
-    """The ids that end a text, by the checkpoint's generation_config and by the tokenizer."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = set(configured) if isinstance(configured, list | tuple) else {configured}
-    return (ids | {tokenizer.eos_token_id}) - {None}
-
 
 def tokenize_prompts(tokenizer, prompts, window: int) -> list[list[int]]:
     """Token ids of each prompt; a list of ids is taken as it is.
@@ -299,16 +318,22 @@ def tokenize_prompts(tokenizer, prompts, window: int) -> list[list[int]]:
     """
     if isinstance(prompts, str) or any(isinstance(prompt, int) for prompt in prompts):
         raise ValueError("prompts must be a list of prompts, but it is a single one.")
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
-    rows = [next(encoded) if isinstance(prompt, str) else [*map(int, prompt)] for prompt in prompts]
+    rows = [
+        encode_prompt(prompt, tokenizer) if isinstance(prompt, str) else [*map(int, prompt)]
+        for prompt in prompts
+    ]
     for index, ids in enumerate(rows):
-        if not ids:
-            raise ValueError(f"prompt {index} is empty: it needs one token or more.")
+        refuse_empty(ids, index)
         if len(ids) >= window:
             raise ValueError(f"prompt {index} has {len(ids)} tokens, but the model reads {window} "
                              "at most, those of the completion included: shorten the prompt.")
     return rows
+
+
+def refuse_empty(prompt_ids: Sequence[int], index: int) -> None:
+    """Raises ValueError for a prompt without a token: nothing would predict the first new one."""
+    if not prompt_ids:
+        raise ValueError(f"prompt {index} is empty: it needs one token or more.")
 
 
 def rejection_sample(

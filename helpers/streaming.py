@@ -34,7 +34,7 @@ def stream(
     (ids,) = tokenize_prompts(tokenizer, [prompt], window_of(model))
     rules = StopRules(model, tokenizer, sampling)
     budget = min(sampling.max_new_tokens, window_of(model) - len(ids))
-    row = Row(Completion(ids), budget, uniforms_of(sampling, 0, 0))
+    row = Row(Completion(ids), budget, uniforms_of(sampling, 0, 0), follows_text=True)
     with evaluation_mode(model):
         cache, mask, logits = prefill(model, [ids], 1, budget, rules.pad_token_id)
     kind = widest_float(logits.device)

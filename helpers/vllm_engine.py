@@ -36,6 +36,7 @@ from helpers.rollout import (
     SamplingSettings,
     StopRules,
     check_engine,
+    numbers_of,
     tokenize_prompts,
     window_of,
 )
@@ -156,12 +157,12 @@ class VLLMEngine:
         n: int,
         sampling: SamplingSettings,
         *,
-        first: int = 0,
+        first: int | Sequence[int] = 0,
     ) -> list[Completion]:
         """n completions of each prompt, prompt by prompt, as `helpers.rollout.generate` gives them.
 
-        first: the number of the first prompt, for a part of a list. A completion depends on the
-        weights, its prompt, the seed and the two numbers.
+        first: the number of the first prompt, for a part of a list, or those of all. A completion
+        depends on the weights, its prompt, the seed and the two numbers.
 
         The log-probabilities are those of the full distribution at the sampling temperature; with
         top_p or top_k, of what these leave of it, so training uses neither.
@@ -170,11 +171,15 @@ class VLLMEngine:
         prompt_ids = tokenize_prompts(self.tokenizer, prompts, self.max_length)
         rules = StopRules(self.model, self.tokenizer, sampling)
         rows = [
-            Row(Completion(ids), min(sampling.max_new_tokens, self.max_length - len(ids)))
-            for ids in prompt_ids
+            Row(
+                Completion(ids),
+                min(sampling.max_new_tokens, self.max_length - len(ids)),
+                follows_text=isinstance(prompt, str),
+            )
+            for prompt, ids in zip(prompts, prompt_ids, strict=True)
             for _ in range(n)
         ]
-        numbers = [(first + i, j) for i in range(len(prompt_ids)) for j in range(n)]
+        numbers = [(i, j) for i in numbers_of(first, len(prompt_ids)) for j in range(n)]
         parameters = [
             self._parameters(sampling, rules, row, number)
             for row, number in zip(rows, numbers, strict=True)
@@ -201,7 +206,7 @@ class VLLMEngine:
             seed=None if sampling.temperature == 0 else int(seed >> np.uint64(1)),
             max_tokens=row.budget,
             stop=stops,
-            stop_token_ids=sorted(rules.eos_token_ids),
+            stop_token_ids=sorted(rules.ends_of(row)),
             ignore_eos=True,  # the ids above are all of them
             include_stop_str_in_output=True,
             skip_special_tokens=False,

@@ -18,6 +18,7 @@ from helpers.models import LoraSettings, load_model, load_reward_model
 from helpers.overrides import value_of
 from helpers.prompts import load_template, render, render_passages
 from helpers.text_files import read_yaml
+from helpers.tokens import chat_turn
 from helpers.training import (
     GRPOSettings,
     PPOSettings,
@@ -252,9 +253,8 @@ def prompt_writer(prompt: str | None, tokenizer) -> Callable[[dict], dict]:
     """A function from a loaded record to one with prompt and response, or the pair's columns."""
     template = load_template(prompt) if prompt not in (None, CHAT) else None
 
-    def chat(row: dict) -> str:
-        turns = turns_of({"prompt": asked(row), **row})
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    def turns(row: dict) -> list[dict]:
+        return turns_of({"prompt": asked(row), **row})
 
     def asked(row: dict) -> str:
         if "question" not in row:
@@ -270,13 +270,30 @@ def prompt_writer(prompt: str | None, tokenizer) -> Callable[[dict], dict]:
             if prompt != CHAT:
                 written["prompt"] = _filled(template, row)
         if prompt == CHAT:
-            written["prompt"] = chat(row)
-            for name in RESPONSES:  # the chat template ends where the response starts
+            written["prompt"] = tokenizer.apply_chat_template(
+                turns(row), tokenize=False, add_generation_prompt=True
+            )
+            for name in RESPONSES:
                 if name in written:
-                    written[name] = written[name].removeprefix(" ")
+                    written[name] = chat_answer(turns(row), written[name], tokenizer)
         return written
 
     return write
+
+
+def chat_answer(turns: list[dict], answer: str, tokenizer) -> str:
+    """An answer as the chat template writes it behind the prompt, without the end of the turn.
+
+    In Llama 2's template a space stands before it, in Qwen 3's an empty thought.
+    """
+    answer = answer.removeprefix(" ")  # the chat template ends where the response starts
+    answered = [*turns, {"role": "assistant", "content": answer}]
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(answered, tokenize=False)
+    turn = chat_turn(tokenizer)
+    if turn is None or not turn.behind or not whole.startswith(prompt):
+        return answer
+    return whole.removeprefix(prompt).removesuffix(turn.behind)
 
 
 def _filled(template: str | None, row: dict) -> str:

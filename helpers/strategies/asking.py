@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from helpers.prompts import load_template, render, split_turn
+from helpers.tokens import chat_turn, stop_ids
 
 Messages = list[dict[str, str]]
 
@@ -175,16 +176,15 @@ def few_shot_messages(
     return [{"role": "user", "content": instruction + turns[0]["content"]}, *turns[1:]]
 
 
-def speaks_chat(tokenizer) -> bool:
+def speaks_chat(tokenizer, model=None) -> bool:
     """Whether the model was tuned on its chat template: its texts end as the template's turns do.
 
     Base models ship a chat template, too (Qwen2.5-Math does), but end a text by another token.
+    model: its generation_config may name further ends (Gemma's `<end_of_turn>`), which the
+        tokenizer does not know of.
     """
-    if getattr(tokenizer, "chat_template", None) is None or not tokenizer.eos_token:
-        return False
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "the-reply"}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    return tokenizer.eos_token in text.rpartition("the-reply")[2]
+    turn = chat_turn(tokenizer)
+    return turn is not None and bool(stop_ids(model, tokenizer) & set(turn.ends))
 
 
 def render_messages(messages: Messages, tokenizer=None) -> str:

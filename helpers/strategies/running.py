@@ -82,9 +82,10 @@ def run_strategy(
 
     Raises ValueError for an unknown strategy, form or function, or too few examples.
     """
-    strategy, asked = strategy_named(name), form or ("en" if speaks_chat(tokenizer) else "plain")
+    is_tuned = speaks_chat(tokenizer, model)
+    strategy, asked = strategy_named(name), form or ("en" if is_tuned else "plain")
     words, own = form_named(asked), _own(functions)
-    problems, chat = list(problems), asked != "plain" and speaks_chat(tokenizer)
+    problems, chat = list(problems), asked != "plain" and is_tuned
     chat_tokenizer = tokenizer if chat else None
     prompts = _prompts(problems, strategy, words, examples, shots, chat_tokenizer, own)
     sampling = replace(sampling, stop_strings=(*sampling.stop_strings, *words.stop))

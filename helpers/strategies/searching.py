@@ -1,11 +1,13 @@
 """The halves of a tree of thought that need a model: steps are sampled, solutions are judged."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from helpers.decoding import window_of
 from helpers.evaluation import complete
 from helpers.logprobs import response_log_probs, sequence_log_probs, tokenize_prompt_and_response
 from helpers.modes import evaluation_mode
@@ -14,6 +16,7 @@ from helpers.rewards import extract_answer
 from helpers.rollout import SamplingSettings
 from helpers.strategies.asking import Form, render_messages, template_of
 from helpers.strategies.tree import Step
+from helpers.tokens import encode_prompt, encode_response
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,30 @@ class ModelSteps:
         return Step(text.rstrip(" "), tokens, ended)
 
     def score(self, texts: Sequence[str]) -> list[float]:
-        """P(right) / (P(right) + P(wrong)), by the model's own verdict on each solution."""
+        """P(right) / (P(right) + P(wrong)), by the model's own verdict on each solution.
+
+        A solution that does not fit into the model's window with its question cannot be judged: it
+        scores 0, the least there is, and a warning says so.
+        """
         template = template_of(self.form, "judge")
         prompts = [self._judge_prompt(template, text) for text in texts]
+        fits = [self._fits(prompt) for prompt in prompts]
+        if not all(fits):
+            warnings.warn(
+                f"{fits.count(False)} of {len(fits)} solutions to problem {self.place} do not fit "
+                "into the model's window when they are judged: they score 0.",
+                stacklevel=2,
+            )
+        judged = iter(self._judged([p for p, fit in zip(prompts, fits, strict=True) if fit]))
+        return [next(judged) if fit else 0.0 for fit in fits]
+
+    def _fits(self, prompt: str) -> bool:
+        lengths = [len(encode_response(v, self.tokenizer)) for v in self.form.verdicts]
+        return len(encode_prompt(prompt, self.tokenizer)) + max(lengths) <= window_of(self.model)
+
+    def _judged(self, prompts: Sequence[str]) -> list[float]:
+        if not prompts:
+            return []
         pairs = [(prompt, verdict) for prompt in prompts for verdict in self.form.verdicts]
         batch = tokenize_prompt_and_response(*zip(*pairs, strict=True), self.tokenizer)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}

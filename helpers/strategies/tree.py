@@ -37,7 +37,8 @@ def tree_of_thought(
         so far; the first is "".
     token_budget: tokens of all proposals together, never exceeded: a level opens only as many
         solutions, the best first, as it can pay for at `step_tokens` a step.
-    Equal solutions are kept once; of equal scores, what was proposed first is kept.
+    Equal solutions are kept once, as ended if one of them is; of equal scores, what was proposed
+    first is kept.
 
     Returns {"text": the best ended solution, or the best open one, "final": whether it has ended,
     "score", "tokens": spent, "levels", "stopped": "ended", "dead_end", "depth" or "budget"}.
@@ -57,8 +58,10 @@ def tree_of_thought(
             break
         proposed = propose(opened)
         tokens += sum(step.tokens for steps in proposed for step in steps)
-        longer = {text + step.text: step.final  # a dict: equal solutions are kept once
-                  for text, steps in zip(opened, proposed, strict=True) for step in steps}
+        longer: dict[str, bool] = {}  # equal solutions are kept once; one that has ended stays so
+        for text, steps in zip(opened, proposed, strict=True):
+            for step in steps:
+                longer[text + step.text] = longer.get(text + step.text, False) or step.final
         ended = [thought for thought in kept if thought[1]]
         if not longer and not ended:
             stopped = "dead_end"

@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import gather_object
 
 from helpers.logprobs import response_log_probs
+from helpers.tokens import encode_prompt
 from helpers.training.batches import micro_batches
 from helpers.training.cached_reference import (
     ReferenceMethod,
@@ -16,7 +17,14 @@ from helpers.training.cached_reference import (
     rows_hash,
 )
 from helpers.training.loop import EVALUATION_ROWS
-from helpers.training.method import Batch, DataReport, data_digest, rows_of, text_of
+from helpers.training.method import (
+    EMPTY_PROMPT,
+    Batch,
+    DataReport,
+    data_digest,
+    rows_of,
+    text_of,
+)
 from helpers.training.settings import PreferenceSettings
 from helpers.training.sft import padded_rows
 
@@ -46,6 +54,9 @@ class KTO(ReferenceMethod):
             texts.append((prompt, completion, label))
             if not completion.strip():
                 report.leave_out("empty response", place)
+                continue
+            if not encode_prompt(prompt, tokenizer):
+                report.leave_out(EMPTY_PROMPT, place)
                 continue
             row = response_row(functions, prompt, completion, tokenizer, settings)
             if len(row.labels) >= max_length:

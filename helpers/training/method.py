@@ -126,6 +126,10 @@ def text_of(example: Mapping[str, Any], column: str, row: int) -> str:
     return example[column]
 
 
+# No token stands before such a response, so its first token could be neither scored nor sampled.
+EMPTY_PROMPT = "empty prompt"
+
+
 class DataReport:
     """Counts what was left out or cut, keeps the first rows of each kind, and says so once."""
 

@@ -6,13 +6,21 @@ import torch
 
 from helpers.logprobs import response_log_probs
 from helpers.shared_rows import SharedLayout, may_look, padded, plain_places
+from helpers.tokens import encode_prompt
 from helpers.training.cached_reference import (
     ReferenceMethod,
     check_shape,
     response_row,
     rows_hash,
 )
-from helpers.training.method import Batch, DataReport, data_digest, rows_of, text_of
+from helpers.training.method import (
+    EMPTY_PROMPT,
+    Batch,
+    DataReport,
+    data_digest,
+    rows_of,
+    text_of,
+)
 from helpers.training.settings import PreferenceSettings
 from helpers.training.sft import Row
 
@@ -45,6 +53,9 @@ class Pairs(ReferenceMethod):
             texts.append((prompt, *sides))
             if not all(side.strip() for side in sides):
                 report.leave_out("empty response", place)
+                continue
+            if not encode_prompt(prompt, tokenizer):
+                report.leave_out(EMPTY_PROMPT, place)
                 continue
             rows = [response_row(functions, prompt, side, tokenizer, settings) for side in sides]
             if max(len(row.labels) for row in rows) >= max_length:

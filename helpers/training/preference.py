@@ -53,8 +53,8 @@ def train_preference(
         none.
     data, eval_data: a data set or a list of dicts with the texts `prompt`, `chosen`, `rejected`;
         for kto with `prompt`, `completion` and `label` (true or false), or pairs, whose two
-        responses then count as a good one and a bad one. What has an empty response or is too long
-        for the window is left out, counted in the summary and named in a warning.
+        responses then count as a good one and a bad one. What has an empty prompt or response, or
+        is too long for the window, is left out, counted in the summary and named in a warning.
     functions: your own in place of the reference: tokenize_prompt_and_response,
         sequence_log_probs, implicit_rewards and the loss of the method: dpo_loss,
         robust_dpo_loss, hinge_loss, ipo_loss, simpo_loss, orpo_loss; kto_loss and

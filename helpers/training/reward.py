@@ -8,10 +8,12 @@ import torch
 
 from helpers.decoding import window_of
 from helpers.losses import bradley_terry_loss
-from helpers.reward_models import encode, encode_prompt, pool_last_token
+from helpers.reward_models import encode, pool_last_token
 from helpers.shared_rows import SharedLayout, padded, plain_places, shared_columns
+from helpers.tokens import encode_prompt
 from helpers.training.loop import run_training
 from helpers.training.method import (
+    EMPTY_PROMPT,
     Batch,
     DataReport,
     Method,
@@ -44,8 +46,8 @@ def train_reward_model(
 
     model, tokenizer: from `helpers.models.load_reward_model`.
     data, eval_data: a data set or a list of dicts with the texts `prompt`, `chosen`, `rejected`,
-        and perhaps a number `margin`. Pairs with an empty response, or too long for the window,
-        are left out, counted in the summary and named in a warning.
+        and perhaps a number `margin`. Pairs with an empty prompt or response, or too long for the
+        window, are left out, counted in the summary and named in a warning.
     functions: your own in place of the reference: bradley_terry_loss, pool_last_token.
     callbacks, out_dir, resume, interrupts: as in `train_sft`.
 
@@ -110,6 +112,8 @@ class RewardModelling(Method):
             pair = _Pair.of(*texts, tokenizer)
             if not (texts[1].strip() and texts[2].strip()):
                 report.leave_out("empty response", place)
+            elif not encode_prompt(texts[0], tokenizer):
+                report.leave_out(EMPTY_PROMPT, place)
             elif pair.longest > max_length:
                 report.leave_out(f"longer than {max_length} tokens", place)
             else:

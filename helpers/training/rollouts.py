@@ -14,7 +14,8 @@ import torch
 from helpers.evaluation import read_jsonl
 from helpers.reward_functions import REWARD_PARTS, grade_all
 from helpers.rollout import Completion, SamplingSettings
-from helpers.training.method import DataReport, data_digest, rows_of, text_of
+from helpers.tokens import encode_prompt
+from helpers.training.method import EMPTY_PROMPT, DataReport, data_digest, rows_of, text_of
 from helpers.training.run import ROLLOUTS
 
 Sample = dict[str, Any]
@@ -35,9 +36,9 @@ class Tasks:
         for place, example in enumerate(data):
             prompt, gold = text_of(example, "prompt", place), gold_of(example)
             read.append((prompt, gold))
-            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            ids = encode_prompt(prompt, tokenizer)
             if not ids:
-                report.leave_out("empty prompt", place)
+                report.leave_out(EMPTY_PROMPT, place)
             elif len(ids) + max_new_tokens > window:
                 report.leave_out(
                     f"prompt and {max_new_tokens} new tokens are over {window} tokens", place

@@ -10,8 +10,10 @@ from torch.nn.utils.rnn import pad_sequence
 from helpers.decoding import window_of
 from helpers.logprobs import response_log_probs, tokenize_prompt_and_response
 from helpers.losses import sft_loss
+from helpers.tokens import encode_prompt
 from helpers.training.loop import run_training
 from helpers.training.method import (
+    EMPTY_PROMPT,
     Batch,
     DataReport,
     Method,
@@ -47,8 +49,8 @@ def train_sft(
 
     model, tokenizer: from `helpers.models.load_model`. The model itself is trained.
     data, eval_data: a data set or a list of dicts with the texts `prompt` and `response`. Empty
-        responses and prompts that fill the window are left out, counted in the summary and named
-        in a warning.
+        prompts and responses and prompts that fill the window are left out, counted in the summary
+        and named in a warning.
     functions: your own in place of the reference: tokenize_prompt_and_response, sft_loss.
     callbacks: called as callback(run, record) after each step; see `Run.metrics`.
     out_dir: folder for settings.json, metrics.jsonl, summary.json, checkpoints and the model or
@@ -107,6 +109,9 @@ class SFT(Method):
             texts.append((prompt, response))
             if not response.strip():
                 report.leave_out("empty response", place)
+                continue
+            if not encode_prompt(prompt, tokenizer):
+                report.leave_out(EMPTY_PROMPT, place)
                 continue
             parts = (tokenize, prompt, response, tokenizer, settings)
             row = tokenized_row(*parts, max_length)

@@ -17,22 +17,20 @@ from tests.lessons.asserts import (
 
 # ---------------------------------------------------------------- tokenize_prompt_and_response
 
-BOS, EOS = "<s>", "<end>"
+EOS = "<end>"
 LETTERS = "abcdefgh =?"
 
 
 def _tokenizer(pad: str = EOS) -> PreTrainedTokenizerFast:
-    """Letters, three merges, a BOS in front unless it is told not to; it pads with its EOS."""
+    """Letters, three merges, an EOS behind a text unless it is told not to; it pads with its EOS."""
     merges = [("a", "b"), ("c", "d"), ("=", "e")]
-    tokens = [BOS, EOS, "<pad>", *LETTERS, *("".join(pair) for pair in merges)]
+    tokens = ["<unk>", EOS, "<pad>", *LETTERS, *("".join(pair) for pair in merges)]
     ids = {token: number for number, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=ids, merges=merges))
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])]
+        single=f"$A {EOS}", special_tokens=[(EOS, ids[EOS])]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=BOS, eos_token=EOS, pad_token=pad
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS, pad_token=pad)
 
 
 def _ids(tokenizer, text: str) -> list[int]:

@@ -16,7 +16,7 @@ from workbook.mistakes import mistake, probe, switches, variant
     joined=("tokenises prompt and response as one text",
             "A merge across the boundary moves it: tokenise apart and join the ids."),
     special=("lets the tokenizer add its special tokens",
-             "Say add_special_tokens=False: a BOS in the middle of a row is foreign to the model."),
+             "Say add_special_tokens=False: a BOS or EOS in the middle of a row is foreign."),
     by_id=("builds the masks from ids that are not padding",
            "Where padding is the EOS, this hides the EOS: build the masks from lengths."),
     no_eos=("never appends the EOS", "With append_eos the response ends with the EOS."),
