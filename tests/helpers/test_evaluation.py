@@ -119,7 +119,8 @@ def test_a_reward_function_is_given_the_prompt_that_was_answered(tiny_folder):
     for row, answer, prompt in zip(rows, answers, prompts, strict=True):
         wanted = judge(answer.text, prompt=prompt)["reward"]
         assert row["metrics"]["reward"] == pytest.approx(wanted, abs=1e-5)
-        assert wanted != pytest.approx(judge(answer.text, prompt="Another question")["reward"], abs=1e-5)
+        other = judge(answer.text, prompt="Another question")["reward"]
+        assert wanted != pytest.approx(other, abs=1e-5)
         assert list(row["metrics"]) == ["format_reward", "answer_reward", "reward"]
 
 
