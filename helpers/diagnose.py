@@ -13,13 +13,14 @@ from pathlib import Path
 from statistics import fmean, variance
 
 from helpers.data import leaks
-from helpers.diagnose_rl import rollout_symptoms
+from helpers.diagnose_rl import known, rollout_symptoms
 from helpers.evaluation import read_jsonl
 
 STUCK = 0.97  # the last losses over the first ones; above it the loss has not moved
 LEARNT = 0.05  # a loss below this needs not fall further
 AWAY = 0.01  # a first preference loss (relative) or reward beyond this is not that of equal models
 MOVED = 0.5  # nats by which a frozen reference may seem to move: a trace of rounding, no more
+LOST = 0.5  # share of steps without a loss, from which on the run is called broken
 LONGER = 1.3  # responses that grew by more than this had better be better
 
 
@@ -65,10 +66,12 @@ def diagnose(
     if not metrics:
         raise ValueError("The run has logged no step: there is nothing to read in it.")
     method = summary.get("method", "sft")
+    lost = _not_a_number(metrics)
     if "groups_with_signal" in metrics[0]:
-        return Diagnosis(Symptom(*found) for found in rollout_symptoms(metrics, settings))
-    wrong = _wrong_reference(metrics, settings, method)
-    found = [wrong or _stuck(metrics, settings, method), _truncated(summary)]
+        named = rollout_symptoms(metrics, {**settings, "dtype": summary.get("dtype")})
+        return Diagnosis([*([lost] if lost else []), *(Symptom(*found) for found in named)])
+    wrong = None if lost else _wrong_reference(metrics, settings, method)
+    found = [lost or wrong or _stuck(metrics, settings, method), _truncated(summary)]
     if (before is None) != (after is None):
         raise ValueError("Give before and after, or neither: lengths are compared.")
     if before is not None:
@@ -95,16 +98,32 @@ def _records(run) -> tuple[list[dict], dict, dict]:
         raise ValueError(f"{folder} is no folder of a run: it has no {error.filename}.") from error
 
 
+def _not_a_number(metrics: list[dict]) -> Symptom | None:
+    """The loss or its gradient was no number, so most steps were skipped."""
+    skipped = [record for record in metrics if record.get("loss") is None or "skipped" in record]
+    if len(skipped) < LOST * len(metrics):
+        return None
+    first, why = skipped[0], skipped[0].get("skipped", "its loss is no number")
+    rows = f", among rows {', '.join(map(str, first['rows'][:5]))}" if first.get("rows") else ""
+    return Symptom(
+        "loss is not a number",
+        f"{len(skipped)} of {len(metrics)} steps were skipped, the first at step {first['step']} "
+        f"({why}{rows}).",
+        "No such step trains anything: look for nan or inf in the loss function, the weights and "
+        "these rows; half precision and a large lr overflow.",
+    )
+
+
 def _stuck(metrics: list[dict], settings: dict, method: str) -> Symptom | None:
     """The loss at the end is what it was at the start, and it was not low then."""
-    losses = [record["loss"] for record in metrics if record["loss"] is not None]
+    losses = known(metrics, "loss")
     if len(losses) < 8:
         return None
     part = max(2, len(losses) // 5)
     first, last = fmean(losses[:part]), fmean(losses[-part:])
     if first < LEARNT or last < STUCK * first:
         return None
-    norm = fmean(record["grad_norm"] or 0.0 for record in metrics[:part])
+    norm = fmean(known(metrics, "grad_norm")[:part] or [0.0])
     also = "that labels are shifted once" if method == "sft" else "that the labels are no coin's"
     cure = (
         "No gradient reaches a trained weight: is the loss detached, or its mask empty?"
@@ -121,6 +140,10 @@ def _wrong_reference(metrics: list[dict], settings: Mapping, method: str) -> Sym
     beta = settings.get("beta") or 0.1
     starts = {"dpo": math.log(2), "robust": math.log(2), "hinge": 1.0, "ipo": 1 / (2 * beta) ** 2}
     if method not in starts:
+        return None
+    names = ("loss", "chosen_reward", "rejected_reward", "chosen_logps", "rejected_logps")
+    metrics = [record for record in metrics if all(known([record], name) for name in names)]
+    if not metrics:
         return None
     first = metrics[0]
     start = None if settings["nll_coefficient"] else starts[method]
@@ -167,7 +190,9 @@ def _length_gaming(before: list[dict], after: list[dict], data) -> Symptom | Non
     """Responses grew, and did not get better: length itself was learnt."""
     sides = (before, after)
     words = [fmean(len(row["generation"].split()) for row in rows) for rows in sides]
-    rewards = [[float(row["metrics"]["reward"]) for row in rows] for rows in sides]
+    rewards = [known([row["metrics"] for row in rows], "reward") for rows in sides]
+    if not all(rewards):
+        return None
     first, last = map(fmean, rewards)
     error = math.sqrt(sum(variance(r) / len(r) if len(r) > 1 else 0.0 for r in rewards))
     if words[1] <= LONGER * words[0] or last > first + error:

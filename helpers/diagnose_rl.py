@@ -1,9 +1,11 @@
 """The silent failures of reinforcement learning, read from the metrics of its steps."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
+from typing import Any
 
-Record = Mapping[str, float]
+Record = Mapping[str, Any]  # a metric may be missing, None or nan
 
 SIGNAL = 0.05  # share of groups with two different rewards, below which nothing is learnt
 CUT = 0.5  # share of truncated responses, above which the reward is that of stumps
@@ -11,6 +13,7 @@ COLLAPSED = 0.1  # entropy at the end over that at the start
 SOLVED = 0.9  # accuracy at which a policy may well be sure of itself
 FAR = 1.0  # nats per token from the start
 STALE = 0.02  # |ratio - 1| before any update, in float32 arithmetic of one model
+APART = 0.05  # nats between the sampler's log-probability of a token and the trainer's
 GAINED = 0.1  # of the reward, between start and end
 WELL_FORMED = 0.9
 
@@ -20,6 +23,8 @@ Named = tuple[str, str, str]  # name, evidence, advice
 def rollout_symptoms(metrics: Sequence[Record], settings: Mapping) -> list[Named]:
     """(name, evidence, advice) of each failure that the metrics of `train_grpo` show.
 
+    settings: those of the run, and dtype where it is known: the least precise of the weights.
+
     Example:
         >>> rollout_symptoms(run.metrics, vars(run.settings))[0][0]
         'no signal in any group'
@@ -27,41 +32,64 @@ def rollout_symptoms(metrics: Sequence[Record], settings: Mapping) -> list[Named
     if not metrics:
         return []
     tests: tuple[Callable[..., Named | None], ...] = (
+        _no_number,
         _no_signal,
         _truncated,
         _collapsed,
         _far,
         _stale,
+        _two_arithmetics,
         _format_only,
     )
     return [found for test in tests if (found := test(metrics, settings))]
 
 
-def _ends(metrics: Sequence[Record], name: str) -> tuple[float, float]:
-    """Means over the first and the last fifth of the steps, two at least."""
-    part = max(2, len(metrics) // 5)
-    first, last = metrics[:part], metrics[-part:]
-    return fmean(row[name] for row in first), fmean(row[name] for row in last)
+def known(metrics: Sequence[Record], name: str) -> list[float]:
+    """The values of a metric, of the steps that have a finite one."""
+    values = (record.get(name) for record in metrics)
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _ends(metrics: Sequence[Record], name: str) -> tuple[float, float] | None:
+    """Means over the first and the last fifth of the steps that have the metric, two at least."""
+    values = known(metrics, name)
+    part = max(2, len(values) // 5)
+    return (fmean(values[:part]), fmean(values[-part:])) if values else None
+
+
+def _no_number(metrics: Sequence[Record], settings: Mapping) -> Named | None:
+    """Steps whose every group had a reward that was no number: they trained nothing."""
+    bad = sum(known(metrics, "bad_rewards"))
+    empty = [r for r in metrics if r.get("bad_rewards") and r.get("reward_mean") is None]
+    if not bad or len(empty) < len(metrics) / 2:
+        return None
+    return (
+        "rewards are no numbers",
+        f"{bad:.0f} rewards were nan or infinite; in {len(empty)} of {len(metrics)} steps no "
+        "group was left to train on.",
+        "A group with such a reward is left out of its step: see what the reward function returns "
+        "for the responses in rollouts.jsonl whose reward is null.",
+    )
 
 
 def _no_signal(metrics: Sequence[Record], settings: Mapping) -> Named | None:
-    share = fmean(record["groups_with_signal"] for record in metrics)
-    if share >= SIGNAL:
+    shares, rewards = known(metrics, "groups_with_signal"), known(metrics, "reward_mean")
+    if not shares or not rewards or fmean(shares) >= SIGNAL:
         return None
-    silent = sum(record["groups_with_signal"] == 0 for record in metrics)
-    mean = fmean(record["reward_mean"] for record in metrics)
     return (
         "no signal in any group",
-        f"in {silent} of {len(metrics)} steps every group had one reward (mean {mean:.3g}).",
+        f"in {shares.count(0)} of {len(shares)} steps every group had one reward (mean "
+        f"{fmean(rewards):.3g}).",
         "Equal rewards have advantage 0. Where all fail, start from SFT, take easier prompts or "
         "more samples, and grade some responses by hand; where all succeed, take harder prompts.",
     )
 
 
 def _truncated(metrics: Sequence[Record], settings: Mapping) -> Named | None:
-    first, last = _ends(metrics, "truncated")
-    if last <= CUT:
+    ends = _ends(metrics, "truncated")
+    if ends is None or ends[1] <= CUT:
         return None
+    first, last = ends
     return (
         "everything truncated",
         f"{first:.0%} of the responses were cut at {settings['max_new_tokens']} tokens at the "
@@ -73,9 +101,10 @@ def _truncated(metrics: Sequence[Record], settings: Mapping) -> Named | None:
 
 def _collapsed(metrics: Sequence[Record], settings: Mapping) -> Named | None:
     """All samples of a prompt are the same, and they are not right."""
-    first, last = _ends(metrics, "entropy")
-    accuracy = _ends(metrics, "accuracy")[1]
-    signal = _ends(metrics, "groups_with_signal")
+    ends = [_ends(metrics, name) for name in ("entropy", "accuracy", "groups_with_signal")]
+    if None in ends:
+        return None
+    (first, last), (_, accuracy), signal = ends
     went_out = signal[0] >= SIGNAL and signal[1] < signal[0] / 2
     if last > COLLAPSED * first or accuracy >= SOLVED or not went_out:
         return None
@@ -89,10 +118,9 @@ def _collapsed(metrics: Sequence[Record], settings: Mapping) -> Named | None:
 
 
 def _far(metrics: Sequence[Record], settings: Mapping) -> Named | None:
-    rows = [record for record in metrics if record.get("kl") is not None]
-    if len(rows) < 2 or _ends(rows, "kl")[1] <= FAR:
+    if len(known(metrics, "kl")) < 2 or _ends(metrics, "kl")[1] <= FAR:
         return None
-    first, last = _ends(rows, "kl")
+    first, last = _ends(metrics, "kl")
     return (
         "KL blow-up",
         f"it went from {first:.3g} to {last:.3g} nats per token.",
@@ -103,9 +131,9 @@ def _far(metrics: Sequence[Record], settings: Mapping) -> Named | None:
 
 def _stale(metrics: Sequence[Record], settings: Mapping) -> Named | None:
     """Before the first update of a step the policy is the one that sampled."""
-    gaps = [record["ratio_gap"] for record in metrics if record.get("ratio_gap") is not None]
-    limit = STALE if settings["precision"] == "float32" else 1.0
-    if not gaps or median(gaps) <= limit:
+    gaps = known(metrics, "ratio_gap")
+    limit = 1.0 if _is_half(settings) else STALE
+    if not gaps or median(gaps) <= limit or _two_arithmetics(metrics, settings):
         return None
     return (
         "stale old log-probs",
@@ -116,11 +144,33 @@ def _stale(metrics: Sequence[Record], settings: Mapping) -> Named | None:
     )
 
 
+def _two_arithmetics(metrics: Sequence[Record], settings: Mapping) -> Named | None:
+    """In half precision the sampler and the trainer differ from the first step on."""
+    gaps = known(metrics, "sampler_gap")
+    if not gaps or settings.get("importance_cap") is not None or not _is_half(settings):
+        return None
+    if gaps[0] <= APART or median(gaps) <= APART:
+        return None
+    return (
+        "sampler and trainer disagree",
+        f"from the first step on, before any update, a token's log-probability is off the "
+        f"sampler's by up to {median(gaps):.2g} nats.",
+        "The samples are off-policy: load the model in float32 and train with precision=float32, "
+        "or set importance_cap=2.0, which weighs each token by the ratio.",
+    )
+
+
+def _is_half(settings: Mapping) -> bool:
+    """Whether the weights or the arithmetic are of less than float32."""
+    return settings["precision"] != "float32" or settings.get("dtype") in ("bfloat16", "float16")
+
+
 def _format_only(metrics: Sequence[Record], settings: Mapping) -> Named | None:
     """The reward rose, and it was the form that it paid for."""
-    reward, form, right = (
-        _ends(metrics, name) for name in ("reward_mean", "format_rate", "accuracy")
-    )
+    ends = [_ends(metrics, name) for name in ("reward_mean", "format_rate", "accuracy")]
+    if None in ends:
+        return None
+    reward, form, right = ends
     gained = reward[1] - reward[0] > GAINED and form[1] > form[0]
     if not gained or form[1] < WELL_FORMED or right[1] > min(0.5, right[0] + GAINED / 2):
         return None

@@ -22,6 +22,7 @@ from helpers.training.rollout_loop import RolloutLoop
 from helpers.training.rollout_method import (
     RolloutMethod,
     inputs_of,
+    largest_gap,
     normalizer_of,
     padded_values,
 )
@@ -72,9 +73,12 @@ def train_grpo(
         reward_mean, reward_std, format_rate, accuracy (mean answer_reward) of the sampled
         responses; length (tokens); truncated (share cut at max_new_tokens); entropy (its estimate:
         minus the mean log-probability of a sampled token); groups_with_signal (share of groups
-        whose rewards differ); bad_rewards; generated_tokens;
+        whose rewards differ); bad_rewards (that are no finite numbers: their groups are left out
+        of the step, and of all means here); generated_tokens;
         loss, grad_norm, clip_fraction, ratio_mean (means over the updates); ratio_gap (the largest
-        |ratio - 1| before the first update); trained_rows (responses that were computed);
+        |ratio - 1| before the first update); sampler_gap (the largest difference between the
+        sampler's log-probability of a token and the model's own then, in nats; over 0.05 it is said
+        once); trained_rows (responses that were computed);
         importance_weight (mean over the tokens, with importance_cap);
         kl, kl_response (to the start, a token and a response) with beta > 0 or measure_kl;
         rollout_seconds, reward_seconds, score_seconds, update_seconds, and seconds in all.
@@ -167,7 +171,15 @@ class GRPO(RolloutMethod):
             importance_weights(new, old, self.settings.importance_cap)
             for new, old in zip(rollouts.old, sampled, strict=True)
         ]
-        return {"importance_weight": loop.mean_of_tokens(rollouts, rollouts.weights)}
+        gaps = [
+            float((new - old).abs().max())
+            for place, new, old in zip(rollouts.own, rollouts.old, sampled, strict=True)
+            if len(new) and not rollouts.is_left_out[place]
+        ]
+        return {
+            "importance_weight": loop.mean_of_tokens(rollouts, rollouts.weights),
+            "sampler_gap": loop.largest(max(gaps, default=0.0)),
+        }
 
     def is_needed(self, rollouts: Rollouts, place: int) -> bool:
         is_cut = self.settings.mask_truncated and rollouts.truncated[place]
@@ -220,6 +232,7 @@ class GRPO(RolloutMethod):
             "clipped": clipped.sum(),
             "ratio": ratio.sum(),
             "ratio_gap": (ratio - 1).abs().max(),
+            "sampler_gap": largest_gap(found["log_probs"], batch["old_log_probs"], mask),
         }
 
     def _step(self, log_probs: torch.Tensor, batch: Batch, normalizer: float):

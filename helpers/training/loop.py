@@ -54,7 +54,7 @@ def run_training(
             _say_what_drops_nothing(model, method)
             with bar, _training_mode(model, settings):
                 while not loop.ended:
-                    record = loop.take_step(interrupt=interrupted.is_set())
+                    record = without_nan(loop.take_step(interrupt=interrupted.is_set()))
                     folder.log(run, record, is_main=loop.accelerator.is_main_process)
                     run.summary["status"] = loop.status
                     bar.update()
@@ -65,6 +65,14 @@ def run_training(
             folder.close(loop, run)
     loop.accelerator.free_memory()
     return run
+
+
+def without_nan(record: dict) -> dict:
+    """A step's metrics, with None where one is no finite number: JSON has no other sign for it."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
 
 
 class Loop:
@@ -249,6 +257,7 @@ class Loop:
             "skipped_steps": self.skipped,
             "processes": self.accelerator.num_processes,
             "trained_parameters": sum(p.numel() for p in self.parameters.values()),
+            "dtype": least_precise(self.model),
             "examples": self.method.report,
             "eval_examples": self.held_out and self.held_out.report,
         }
@@ -289,6 +298,12 @@ def trainable_parameters(model) -> dict[str, torch.nn.Parameter]:
                 'float32: load the model with dtype="float32", or train LoRA layers on it.'
             )
     return found
+
+
+def least_precise(model) -> str:
+    """The dtype of the least precise floating-point weights, such as "bfloat16"."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return str(max(kinds, key=lambda kind: torch.finfo(kind).eps)).removeprefix("torch.")
 
 
 def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: LoopSettings):

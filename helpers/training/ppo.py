@@ -23,6 +23,7 @@ from helpers.training.rollout_loop import RolloutLoop
 from helpers.training.rollout_method import (
     RolloutMethod,
     inputs_of,
+    largest_gap,
     normalizer_of,
     padded_values,
 )
@@ -240,6 +241,7 @@ class PPO(RolloutMethod):
             "clipped": clipped.sum(),
             "ratio": ratio.sum(),
             "ratio_gap": (ratio - 1).abs().max(),
+            "sampler_gap": largest_gap(found["log_probs"], batch["old_log_probs"], mask),
             "value_loss": errors.detach()[mask].sum(),
         }
 

@@ -94,8 +94,9 @@ class GRPOSettings(RolloutSettings):
     )
     importance_cap: float | None = setting(
         None,
-        "an engine with its own arithmetic: log-probabilities are computed again, and a token "
-        "counts by their ratio to the engine's, up to this cap (none: the engine's are taken)",
+        "a sampler with its own arithmetic (vLLM, or the model itself in half precision): "
+        "log-probabilities are computed again, and a token counts by their ratio to the sampler's, "
+        "up to this cap (none: the sampler's are taken)",
         above=0,
     )
 

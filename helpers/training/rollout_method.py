@@ -76,6 +76,11 @@ def padded_values(values: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.T
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
 
 
+def largest_gap(first: torch.Tensor, second: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The largest difference of two log-probabilities (b, T) of a token, in nats."""
+    return (first.detach() - second)[mask].abs().max()
+
+
 def normalizer_of(settings: RolloutSettings, rollouts: Rollouts, places: Sequence[int]) -> float:
     """What the losses of an update are divided by, over all processes: as `aggregate` says.
 
