@@ -1,6 +1,7 @@
 """The fields of a raw record: taken as they must be, or refused in a sentence."""
 
 import re
+from math import isfinite
 from typing import Any
 
 
@@ -76,6 +77,11 @@ def label_of(record: dict, name: str) -> bool:
     """True (1) for a desirable completion, False (0) for an undesirable one."""
     value = present(record, name)
     return value if isinstance(value, bool) else bool(zero_or_one(record, name))
+
+
+def has_rank(score: Any) -> bool:
+    """Whether a score is a finite number; None and NaN are neither better nor worse than others."""
+    return score is not None and isfinite(score)
 
 
 def different(row: dict) -> dict:

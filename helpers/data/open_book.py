@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from helpers.data.fields import has_rank
 from helpers.prompts import render, render_passages
 from helpers.rewards import normalize_answer
 
@@ -61,7 +62,8 @@ def negatives(
     capitals, punctuation and articles alone one counts; `most` a question are kept.
 
     Returns ({"prompt", "chosen", "rejected"} ..., dropped): how many responses were left out as
-    "cut off", "empty", "right" (SubEM 1), "partly right" (F1 above 0), "repeated", "not needed".
+    "cut off", "empty", "no reward" (None or NaN), "right" (SubEM 1), "partly right" (F1 above 0),
+    "repeated", "not needed". Raises ValueError for a question without a target.
 
     Example:
         >>> row = {"id": 7, "prompt": "Q", "finish_reason": "eos", "generation": " Osterby.",
@@ -77,6 +79,8 @@ def negatives(
             dropped["cut off"] += 1
         elif not text:
             dropped["empty"] += 1
+        elif not (has_rank(metrics["answer_reward"]) and has_rank(metrics["reward"])):
+            dropped["no reward"] += 1
         elif metrics["answer_reward"]:
             dropped["right"] += 1
         elif metrics["reward"]:
@@ -88,6 +92,8 @@ def negatives(
             if len(before) > most:
                 dropped["not needed"] += 1
                 continue
+            if row["id"] not in targets:
+                raise ValueError(f"targets has no response for the question {row['id']!r}.")
             sides = {"chosen": targets[row["id"]], "rejected": row["generation"].rstrip()}
             pairs.append({"prompt": row["prompt"], **sides})
     return pairs, dropped

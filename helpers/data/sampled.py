@@ -7,8 +7,9 @@ why.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from typing import Any
+
+from helpers.data.fields import has_rank
 
 Row = Mapping[str, Any]
 GOOD, BAD = 0.9, 0.0  # rewards from and up to which a response is labelled
@@ -77,18 +78,13 @@ def _cleaned(rows: Iterable[Row], dropped: Counter) -> Iterable[list[Row]]:
             dropped["cut off"] += 1  # its end was never chosen by the policy
         elif not text.strip():
             dropped["empty"] += 1
-        elif not _has_reward(row):
+        elif not has_rank(_reward(row)):
             dropped["no reward"] += 1  # NaN has no rank: sorted() would leave it anywhere
         elif text in kept:
             dropped["repeated"] += 1
         else:
             kept[text] = row
     return [list(kept.values()) for kept in groups.values()]
-
-
-def _has_reward(row: Row) -> bool:
-    reward = _reward(row)
-    return reward is not None and isfinite(reward)
 
 
 def _reward(row: Row) -> float:

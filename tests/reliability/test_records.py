@@ -7,6 +7,7 @@ import pytest
 
 from helpers.data import load_records
 from helpers.data.conversion import unread_fields
+from helpers.data.open_book import negatives
 from helpers.data.sampled import labelled_responses, on_policy_pairs
 
 USER, FOUR, FIVE = ({"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"},
@@ -56,6 +57,22 @@ def test_a_response_without_a_reward_is_neither_best_nor_worst(reward):
         labels, dropped = labelled_responses(rows)
         assert [record["completion"] for record in labels] == [" good", " bad"]
         assert dropped == {"no reward": 1}
+
+
+def test_negatives_in_any_order_and_without_rewards():
+    def wrong(key, text, *rewards):
+        return {"id": key, "prompt": f"p{key}", "generation": text, "finish_reason": "eos",
+                "metrics": dict(zip(("answer_reward", "reward"), rewards, strict=True))}
+
+    rows = [wrong(0, "x", 0.0, 0.0), wrong(1, "y", 0.0, 0.0), wrong(0, "z", 0.0, 0.0),
+            wrong(1, "n", None, None), wrong(1, "m", float("nan"), 0.0), wrong(1, "r", 1.0, 1.0)]
+    for some in (rows, rows[::-1]):
+        pairs, dropped = negatives(some, {0: "good", 1: "fine"}, most=2)
+        assert sorted((p["chosen"], p["rejected"]) for p in pairs) == [
+            ("fine", "y"), ("good", "x"), ("good", "z")]
+        assert dropped == {"no reward": 2, "right": 1}
+    with pytest.raises(ValueError, match="targets has no response for the question 1"):
+        negatives(rows, {0: "good"})
 
 
 # ---------------------------------------------------------------- system turns
