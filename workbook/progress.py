@@ -56,14 +56,16 @@ def digest(text: str) -> str:
 
 
 def load(lesson: str, folder: Path | None = None) -> dict:
-    """The evidence of one lesson; a file that is not JSON is set aside, never lost."""
+    """The evidence of one lesson; a file that is no JSON object is set aside, never lost."""
     path = (folder or progress_folder()) / f"{lesson}.json"
     empty = {section: {} for section in SECTIONS}
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return empty
-    except ValueError:
+    except (ValueError, RecursionError):
+        stored = None
+    if not isinstance(stored, dict):
         os.replace(path, path.with_suffix(".broken"))
         return empty
     return empty | {key: value for key, value in stored.items() if isinstance(value, dict)}
