@@ -65,12 +65,12 @@ def read_items(
     be reached.
     """
     for source in map(str, sources):
-        is_empty = True
+        is_empty, shown = True, source.encode("utf-8", "backslashreplace").decode()
         for item in _read_one(source, split, max_line_bytes, streaming, is_record):
             is_empty = is_empty and isinstance(item.value, Blank | Note)
-            yield _as_object(item)
+            yield _as_object(item if shown == source else item._replace(source=shown))
         if is_empty:
-            yield Item(BadRecord("empty_file", "the file holds no record"), source, 1)
+            yield Item(BadRecord("empty_file", "the file holds no record"), shown, 1)
 
 
 def _as_object(item: Item) -> Item:

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import sys
 import time
 import zipfile
 from datetime import datetime
@@ -60,6 +61,15 @@ def test_the_layout_is_found_whatever_the_name(tmp_path, name, content):
                  write(tmp_path / f"{name}.gz", gzip.compress(content.encode())),
                  write(tmp_path / f"unnamed-{name}", gzip.compress(content.encode()))):
         assert prompts(path)[:2] == (["a", "c"], {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such name")
+def test_a_name_that_is_not_utf_8_is_read_and_shown(tmp_path):
+    path = os.path.join(os.fsencode(tmp_path), b"\xff.jsonl")
+    write(Path(os.fsdecode(path)), LINES + "x\n")
+    data, report = load_records(os.fsdecode(path))
+    assert data["id"][:] == ["\\udcff-1", "\\udcff-2"]
+    assert "udcff.jsonl:3: column 1" in report.describe().encode("utf-8").decode()
 
 
 def test_line_separators_inside_a_text_are_no_line_ends(tmp_path):
