@@ -4,7 +4,7 @@
 them back. Notation: P prompts, n samples a prompt, B = P * n rows, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -158,19 +158,37 @@ def next_tokens(
     temperature: float,
     top_p: float = 1.0,
     top_k: int = 0,
+    *,
+    name: Callable[[int], str] = "row {}".format,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose a token for each row: (B, V) logits to ids (B,) and their log-probabilities (B,).
 
     uniforms: (B,) random numbers in [0, 1). temperature 0 takes the most probable token.
     The log-probabilities are those of the full distribution at the temperature (greedy: at 1),
     which is what a training step computes again; top_p and top_k only limit the choice.
+    name: how a row is called in the error.
+
+    Raises ValueError for logits that hold nan or inf, or nothing but -inf: their softmax is nan,
+    and whatever were taken of it would look like a sample.
     """
     log_probs = torch.log_softmax(at_temperature(logits.float(), temperature or 1.0), dim=-1)
     if temperature == 0:
         tokens = log_probs.argmax(dim=-1)
     else:
         tokens = _sample(_cut(log_probs.exp(), top_p, top_k), uniforms)
-    return tokens, log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+    chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+    if chosen.isnan().any():
+        raise no_scores(name(int(chosen.isnan().nonzero()[0])))
+    return tokens, chosen
+
+
+def no_scores(where: str) -> ValueError:
+    """The error for scores that are nan; where: the row, or the token and its prompt."""
+    return ValueError(
+        f"The model's scores are no numbers (nan or inf) at {where}, so no token can be sampled: "
+        'look for nan in its weights, or load it with dtype="float32" where half precision '
+        "overflows."
+    )
 
 
 def _sample(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

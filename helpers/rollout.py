@@ -23,6 +23,7 @@ from helpers.decoding import (
     merged_adapters,
     next_logits,
     next_tokens,
+    no_scores,
     prefill,
     widest_float,
     window_of,
@@ -220,7 +221,8 @@ def _decode_batch(model, rows: list[Row], n: int, sampling: SamplingSettings, ru
     uniforms = uniforms.to(widest_float(logits.device)).to(logits.device)
     for step in range(steps):
         tokens, log_probs = next_tokens(
-            logits, uniforms[:, step], sampling.temperature, sampling.top_p, sampling.top_k
+            logits, uniforms[:, step], sampling.temperature, sampling.top_p, sampling.top_k,
+            name=lambda place, rows=rows: rules.name(rows[place]),
         )
         for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
             if not row.done:
@@ -266,7 +268,12 @@ class StopRules:
         self.decode = response_decoder(tokenizer)
 
     def append(self, row: Row, token: int, log_prob: float) -> None:
-        """Add a token to the row; where that ends it, write its text and its finish reason."""
+        """Add a token to the row; where that ends it, write its text and its finish reason.
+
+        Raises ValueError for a log-probability that is nan, whichever engine gave it.
+        """
+        if math.isnan(log_prob):
+            raise no_scores(self.name(row))
         completion = row.completion
         completion.token_ids.append(token)
         completion.log_probs.append(log_prob)
@@ -276,6 +283,12 @@ class StopRules:
             self._finish(row, "stop_string", self._first_stop(completion))
         elif len(completion.token_ids) >= row.budget:
             self._finish(row, "length", self.decode(completion.token_ids))
+
+    def name(self, row: Row) -> str:
+        """The next token of a row and its prompt, for an error."""
+        prompt = self.tokenizer.decode(row.completion.prompt_token_ids)
+        shown = prompt if len(prompt) <= 60 else f"... {prompt[-60:]}"
+        return f"token {len(row.completion.token_ids) + 1} of the response to {shown!r}"
 
     def ends_of(self, row: Row) -> set[int]:
         """The ids that end this row: behind a chat prompt its template's, too."""

@@ -41,7 +41,8 @@ def stream(
     for uniform in row.uniforms[:budget]:
         draw = torch.tensor([uniform]).to(kind).to(logits.device)
         token, log_prob = next_tokens(
-            logits, draw, sampling.temperature, sampling.top_p, sampling.top_k
+            logits, draw, sampling.temperature, sampling.top_p, sampling.top_k,
+            name=lambda _: rules.name(row),
         )
         rules.append(row, token.item(), log_prob.item())
         text = row.completion.text if row.done else rules.decode(row.completion.token_ids)
