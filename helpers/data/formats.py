@@ -9,10 +9,8 @@ prompt: the conversation up to the answer, [{"role": "user", "content": ...}, ..
 `helpers.data.conversation.with_prompt` makes the prompt.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from functools import cache
-from html.parser import HTMLParser
 from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +29,7 @@ from helpers.data.fields import (
     texts,
     zero_or_one,
 )
+from helpers.data.html_text import plain_text
 from helpers.rewards import normalize_answer, parse_number
 
 COLUMNS = {
@@ -117,40 +116,6 @@ def _html_text(record: dict, name: str) -> str:
         return field_text({name: plain_text(html)}, name)
     except AssertionError:  # the parser's own, for broken marked sections such as "<![a["
         raise BadRecord("bad_html", f"the field {name} holds broken HTML") from None
-
-
-def plain_text(html: str) -> str:
-    """The text of a piece of HTML, with a blank line between its paragraphs.
-
-    A model that is trained on the tags learns to write them.
-
-    Example:
-        >>> plain_text("<p>Is 1 &lt; 2?</p><ul><li>yes</li><li><b>no</b></li></ul>")
-        'Is 1 < 2?\\n\\nyes\\nno'
-    """
-    parser = _Text()
-    parser.feed(html)
-    parser.close()
-    return re.sub(r"\n{3,}", "\n\n", "".join(parser.parts)).strip()
-
-
-class _Text(HTMLParser):
-    """Collects the texts between tags, and line ends for the tags that end a block."""
-
-    BLOCKS = ("p", "pre", "blockquote", "ul", "ol", "h1", "h2", "h3")
-
-    def __init__(self):
-        super().__init__()
-        self.parts: list[str] = []
-
-    def handle_data(self, data: str) -> None:
-        self.parts.append(data)
-
-    def handle_starttag(self, tag: str, attrs) -> None:
-        self.parts.append("\n" if tag in ("br", "hr") else "")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.parts.append("\n\n" if tag in self.BLOCKS else "\n" if tag == "li" else "")
 
 
 # ---------------------------------------------------------------- plain texts, maths, questions
@@ -317,6 +282,11 @@ def format_of(record: dict) -> str:
 
 def _near(record: dict) -> str:
     """What the record lacks of the format whose fields it has the most of."""
+    around = [name for name, value in record.items()
+              if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(around) == 1 and not any(set(known.fields) & set(record) for known in FORMATS.values()):
+        return (f"; its field {short(around[0], 30)} holds a list of objects: if these are the "
+                "records, write them one object a line, or give the file a name in .json")
     nearest = max(FORMATS, key=lambda name: (_share_present(FORMATS[name].fields, record),
                                              FORMATS[name].fits_values is None))
     fields = FORMATS[nearest].fields

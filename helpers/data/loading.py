@@ -86,8 +86,9 @@ def load_records(
 ) -> tuple[Dataset, LoadReport]:
     """Load a file, several files, or a hub data set into canonical columns.
 
-    source: .json (an array), .jsonl, either with .gz, .parquet, or a hub name such as
-        "openai/gsm8k:main" (the part after the colon is the configuration).
+    source: .json (an array, or an object around one list of records), .jsonl, either with .gz,
+        .parquet, or a hub name such as "openai/gsm8k:main" (the part after the colon is the
+        configuration).
     format: a name of FORMATS; "auto" takes the one that most of the first 20 records fit.
     limit: stop after so many good records; a hub data set is then read as it arrives.
     keep: further fields to carry along (None where a record lacks one). split: of a hub data set.

@@ -109,6 +109,12 @@ def test_a_second_list_of_records_is_not_dropped_in_silence(tmp_path):
     assert "'train' and 'test' both hold lists of records" in problems[0]
 
 
+def test_an_object_around_records_on_a_line_of_json_lines_is_named(tmp_path):
+    sentence = refused(write(tmp_path / "a.jsonl", json.dumps({"version": 1, "data": [A, B]})))
+    assert "its field 'data' holds a list of objects" in sentence
+    assert "one object a line" in sentence
+
+
 def test_one_record_with_a_list_of_objects_is_a_record(tmp_path):
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     for name, indent in (("a.json", 1), ("b.json", None), ("c.jsonl", 1), ("d.jsonl", None)):
