@@ -14,7 +14,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from helpers.logprobs import at_temperature
-from helpers.probes import holds, trial_ids
+from helpers.probes import holds, text_config, trial_ids
 from helpers.prompt_cache import SharedPromptLayer, may_share_prompts, shared_prompt_attention
 from helpers.quantization import is_plain_update
 from helpers.reading import chosen_logits, positions_of
@@ -23,8 +23,8 @@ from helpers.shared_rows import padded
 
 def window_of(model) -> int:
     """The most tokens that a model reads, prompt and completion together."""
-    config = model.config.get_text_config()  # the language model's, where it is a part of a larger
-    sizes = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    names = ("max_position_embeddings", "max_seq_len")
+    sizes = [getattr(text_config(model), name, None) for name in names]
     return next(filter(None, sizes), 2**31)
 
 
@@ -131,23 +131,23 @@ def may_cache(model) -> bool:
 
 
 def _decode_trial(model, *rows: list[int]) -> torch.Tensor:
-    """Two prompts, two samples each, two steps, one row less in the second; logits (2 + 3, V)."""
+    """Two prompts, two samples each, two steps, one row less in the second; its logits (3, V)."""
     *prompts, new = rows
     new, width = torch.tensor(new, device=model.device), len(prompts[0])
     mask = torch.ones(2, width + 2, dtype=torch.long, device=model.device)
     mask[1, : width - len(prompts[1])] = 0
-    cache, logits = _read_prompts(model, prompts, 2, 2, prompts[0][0], mask[:, :width])
+    cache, _ = _read_prompts(model, prompts, 2, 2, prompts[0][0], mask[:, :width])
     mask = mask.repeat_interleave(2, dim=0)
     next_logits(model, cache, new[:4], mask[:, : width + 1])
     kept = torch.tensor([0, 1, 3], device=model.device)
     cache.batch_select_indices(kept)
-    return torch.cat([logits, next_logits(model, cache, new[4:], mask[kept])])
+    return next_logits(model, cache, new[4:], mask[kept])
 
 
 def _read_trial(model, first: list[int], second: list[int], new: list[int]) -> torch.Tensor:
     """The same logits by one plain pass over each text."""
     ends = [[new[0], new[4]], [new[1], new[5]], [new[3], new[6]]]
-    texts = [first, second, first + ends[0], first + ends[1], second + ends[2]]
+    texts = [prompt + end for prompt, end in zip((first, first, second), ends, strict=True)]
     ids = [torch.tensor([text], device=model.device) for text in texts]
     return torch.cat([model(input_ids=row, use_cache=False).logits[:, -1] for row in ids])
 

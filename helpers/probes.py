@@ -15,12 +15,12 @@ from peft import PeftModel
 from helpers.modes import evaluation_mode
 
 # How far two right ways may be apart, as a share of what one token's scores differ from another's:
-# float32 rounds by 1e-6 and half precision by some percent, and a mistake is larger than that.
+# float32 rounds by some 1e-6 and half precision by some percent, and a mistake is larger than that.
 TOLERANCES = {
-    torch.float64: 1e-9,
-    torch.float32: 3e-5,
-    torch.float16: 3e-2,
-    torch.bfloat16: 1.5e-1,
+    torch.float64: 1e-4,  # norms and softmax compute in float32 inside
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
 }
 
 LONGEST_TRIAL = 64  # tokens: a sliding window up to this length is tried out beyond its end
