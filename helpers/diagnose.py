@@ -15,6 +15,7 @@ from statistics import fmean, variance
 from helpers.data import leaks
 from helpers.diagnose_rl import known, rollout_symptoms
 from helpers.evaluation import read_jsonl
+from helpers.tokens import encode_prompt, encode_response
 
 STUCK = 0.97  # the last losses over the first ones; above it the loss has not moved
 LEARNT = 0.05  # a loss below this needs not fall further
@@ -223,24 +224,25 @@ def _truncated(summary: dict) -> Symptom | None:
 
 def _wrong_tokens(metrics, summary, settings, data, tokenizer) -> Symptom | None:
     """More tokens than the responses have carried loss, or each response lost its EOS."""
-    ended = int(bool(settings["append_eos"]))
+    ended = bool(settings["append_eos"])
+    rows = [(row["prompt"], row["response"]) for row in data if row["response"].strip()]
     lengths = [
-        [len(tokenizer(row[name], add_special_tokens=False)["input_ids"])
-         for name in ("prompt", "response")]
-        for row in data if row["response"].strip()
+        (len(encode_prompt(prompt, tokenizer)),
+         len(encode_response(response, tokenizer, prompt=prompt, append_end=ended)))
+        for prompt, response in rows if prompt
     ]
     if sum(kind["count"] for kind in summary["examples"]["cut"].values()) or not lengths:
         return None  # what a cut took off is not known here
     epochs = max(record["epoch"] for record in metrics)
     counted = sum(record["tokens"] for record in metrics) / epochs / len(lengths)  # an example
     prompt, response = (fmean(column) for column in zip(*lengths, strict=True))
-    if counted > response + ended + prompt / 2:
+    if counted > response + prompt / 2:
         return Symptom(
             "prompt in the loss",
-            f"{counted:.1f} tokens an example carry loss; a response has {response + ended:.1f}.",
+            f"{counted:.1f} tokens an example carry loss; a response has {response:.1f}.",
             "Mask the prompt: else the model learns to write questions.",
         )
-    if ended and abs(counted - response) < 0.1:
+    if ended and abs(counted + 1 - response) < 0.1:
         return Symptom(
             "EOS masked",
             f"{counted:.1f} tokens an example carry loss: the response without its EOS.",

@@ -17,8 +17,8 @@ def encode_prompt(prompt: str, tokenizer) -> list[int]:
     """The ids of a prompt, behind what the tokenizer itself puts before a text (Llama's BOS).
 
     It is not put there twice: a chat template may have written it already. An empty text has no
-    ids. The setting is the tokenizer's own: `tokenizer.add_bos_token = False`, or `add_bos` of
-    `helpers.models.load_model`.
+    ids. The setting is the tokenizer's own, `tokenizer.add_bos_token = False`, and is saved with
+    it.
 
     Example, of a tokenizer with BOS:
         >>> tokenizer.decode(encode_prompt("2+2=", tokenizer))

@@ -68,6 +68,9 @@ class ModelSection(_Section):
         "auto", description="of the frozen weights; training all of a large model wants float32"
     )
     device: str = Field("auto", description="auto is CUDA, else Apple's GPU, else the CPU")
+    add_bos: bool | None = Field(
+        None, description="BOS before every prompt (none: where the tokenizer itself puts one)"
+    )
 
 
 class LoraSection(_Section):
@@ -239,7 +242,7 @@ def load(kind: str, config: Config):
             dropout=config.lora.dropout,
             target_modules=config.lora.target_modules,
         )
-    return (load_reward_model if kind == "reward" else load_model)(
+    model, tokenizer = (load_reward_model if kind == "reward" else load_model)(
         in_course(section.name),
         adapter=section.adapter and in_course(section.adapter),
         lora=lora,
@@ -247,6 +250,15 @@ def load(kind: str, config: Config):
         device=section.device,
         dtype=section.dtype,
     )
+    if section.add_bos is not None:
+        _set_bos(tokenizer, section.add_bos, section.name)
+    return model, tokenizer
+
+
+def _set_bos(tokenizer, add_bos: bool, name: str) -> None:
+    if add_bos and tokenizer.bos_token is None:
+        raise ValueError(f"model.add_bos is true, but the tokenizer of {name} has no BOS token.")
+    tokenizer.add_bos_token = add_bos
 
 
 def prompt_writer(prompt: str | None, tokenizer) -> Callable[[dict], dict]:

@@ -14,7 +14,7 @@ import torch
 from helpers.evaluation import read_jsonl
 from helpers.reward_functions import REWARD_PARTS, grade_all
 from helpers.rollout import Completion, SamplingSettings
-from helpers.tokens import encode_prompt
+from helpers.tokens import encode_prompt, response_decoder
 from helpers.training.method import EMPTY_PROMPT, DataReport, data_digest, rows_of, text_of
 from helpers.training.run import ROLLOUTS
 
@@ -31,7 +31,7 @@ class Tasks:
 
     def __init__(self, data, tokenizer, max_new_tokens: int, window: int):
         data = rows_of(data)
-        report = DataReport(len(data))
+        report, self.decode = DataReport(len(data)), response_decoder(tokenizer)
         self.places, self.prompts, self.token_ids, self.golds, read = [], [], [], [], []
         for place, example in enumerate(data):
             prompt, gold = text_of(example, "prompt", place), gold_of(example)
@@ -53,6 +53,13 @@ class Tasks:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def text_of(self, completion: Completion) -> str:
+        """What the completion adds to its prompt's text. It was sampled behind ids, so where the
+        tokenizer takes a leading space off (Llama's), the space is put back."""
+        text = completion.text
+        is_lost = text[:1] not in ("", " ") and self.decode(completion.token_ids).startswith(" ")
+        return f" {text}" if is_lost else text
 
 
 def gold_of(example) -> Any:
@@ -132,7 +139,7 @@ def grade(
     size = len(completions) // len(rows) if rows else 0
     each = [row for row in rows for _ in range(size)]
     prompts, golds = ([column[row] for row in each] for column in (tasks.prompts, tasks.golds))
-    texts = [completion.text for completion in completions]
+    texts = [tasks.text_of(completion) for completion in completions]
     graded = grade_all(reward_fn, prompts, texts, golds)
     for row, parts in zip(each, graded, strict=True):
         if not math.isfinite(parts["reward"]):
@@ -147,13 +154,13 @@ def grade(
             "row": tasks.places[row],
             "prompt": tasks.prompts[row],
             "gold": tasks.golds[row],
-            "text": completion.text,
+            "text": text,
             "parts": parts,
             "tokens": len(completion.token_ids),
             "finish_reason": completion.finish_reason,
             "log_prob": fmean(completion.log_probs) if completion.log_probs else 0.0,
         }
-        for row, completion, parts in zip(each, completions, graded, strict=True)
+        for row, completion, text, parts in zip(each, completions, texts, graded, strict=True)
     ]
 
 
