@@ -25,7 +25,7 @@ def window_of(model) -> int:
     """The most tokens that a model reads, prompt and completion together."""
     names = ("max_position_embeddings", "max_seq_len")
     sizes = [getattr(text_config(model), name, None) for name in names]
-    return next(filter(None, sizes), 2**31)
+    return next((size for size in sizes if size and size > 0), 2**31)
 
 
 def prefill(model, prompt_ids: Sequence[Sequence[int]], n: int, steps: int, pad_token_id: int):
@@ -63,7 +63,8 @@ def _read_prompts(model, prompt_ids, n: int, steps: int, pad_token_id: int, mask
     if may_share_prompts(model, cache):
         cache.layers = [SharedPromptLayer(layer, mask == 0, n, steps) for layer in cache.layers]
     else:
-        cache.batch_repeat_interleave(n)
+        # As a beam search does it: recurrent layers can do so, and cannot repeat.
+        cache.reorder_cache(torch.arange(len(ids), device=model.device).repeat_interleave(n))
     return cache, logits
 
 
@@ -102,7 +103,7 @@ class WholeRows:
             row.append(token)
         self.length += 1
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
+    def reorder_cache(self, indices: torch.Tensor) -> None:
         self.rows = [self.rows[index] for index in indices.tolist()]
 
     def get_seq_length(self) -> int:
@@ -140,7 +141,7 @@ def _decode_trial(model, *rows: list[int]) -> torch.Tensor:
     mask = mask.repeat_interleave(2, dim=0)
     next_logits(model, cache, new[:4], mask[:, : width + 1])
     kept = torch.tensor([0, 1, 3], device=model.device)
-    cache.batch_select_indices(kept)
+    cache.reorder_cache(kept)
     return next_logits(model, cache, new[4:], mask[kept])
 
 

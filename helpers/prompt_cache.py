@@ -62,7 +62,7 @@ class SharedPromptLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.width + self.length
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
+    def reorder_cache(self, indices: torch.Tensor) -> None:
         self.keys, self.values = self.keys[indices], self.values[indices]
         self.samples = self.samples[indices]
 

@@ -233,7 +233,7 @@ def _decode_batch(model, rows: list[Row], n: int, sampling: SamplingSettings, ru
             return
         if len(unfinished) <= _DROP_BELOW * len(rows):
             kept = torch.tensor(unfinished, device=logits.device)
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(kept)
             mask, uniforms, tokens = mask[kept], uniforms[kept], tokens[kept]
             rows = [rows[index] for index in unfinished]
         seen = cache.get_seq_length() + 1

@@ -25,7 +25,7 @@ def test_logits_are_those_of_each_row_read_in_full(tiny_random_model):
     for step in range(6):
         if step in (2, 4):  # rows that have ended are dropped: three, then a whole prompt
             kept = torch.tensor([k for k in range(len(rows)) if k % 4 or (step == 4 and k > 2)])
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(kept)
             mask, rows = mask[kept], [rows[k] for k in kept]
         tokens = torch.randint(len(tokenizer), (len(rows),), generator=random)
         rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]

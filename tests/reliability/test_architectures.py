@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from helpers import probes
-from helpers.decoding import next_tokens, window_of
+from helpers.decoding import may_cache, next_tokens, window_of
 from helpers.logprobs import pad_prompt_and_response, response_log_probs
 from helpers.models import LoraSettings, RewardModel, _with_new_lora
 from helpers.reward_models import score
@@ -192,6 +192,10 @@ def test_a_qwen_model_keeps_every_fast_way(tiny_random_model):
     found = probes._verdicts[model]
     assert {way for way, _ in found} == {"cached", "shared", "packed", "padded", "scaling"}
     assert all(found.values())
+
+
+def test_a_cache_of_convolutions_and_keys_is_repeated_and_chosen_from(tiny_tokenizer):
+    assert may_cache(made("lfm2", tiny_tokenizer))
 
 
 def test_a_way_is_tried_once_and_said_once(tiny_tokenizer):
