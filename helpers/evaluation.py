@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from scipy.stats import binomtest, bootstrap
 
+from helpers.atomic import write_json as write_json
+from helpers.atomic import write_text
 from helpers.data import LoadReport
 from helpers.prompts import render, render_passages
 from helpers.reward_functions import REWARD_PARTS, grade_all, refuse
@@ -565,7 +567,7 @@ def best_of_n(
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     """One JSON object a line, atomically (see `write_json`)."""
-    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
@@ -593,20 +595,6 @@ def _row_of(line: bytes, path: Path, number: int) -> dict:
     if not isinstance(row, dict):
         raise ValueError(f"{path}, line {number}: no object stands there; the file is damaged.")
     return row
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Written beside and renamed: a killed run leaves the old file or the new one, never half."""
-    _write(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-
-
-def _write(path: str | Path, text: str) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    # Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape.
-    beside.write_bytes(text.encode("utf-8", "backslashreplace"))
-    os.replace(beside, path)
 
 
 def file_digest(path: str | Path) -> str:

@@ -1,9 +1,10 @@
 """The reference policy: the model as it was at the start of a run, to compare the policy with."""
 
-import hashlib
 from contextlib import ExitStack
 
 import torch
+
+from helpers.identity import model_identity
 
 
 class Reference:
@@ -76,12 +77,9 @@ def freeze_reference(model, tensors: dict[str, torch.Tensor] | None = None) -> R
 
 
 def weights_identity(model) -> str:
-    """Sixteen hexadecimal digits that change with any parameter or buffer of the model."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    """Sixteen hexadecimal digits that change with any weight of the model, and with what its
+    weights are used for: configuration, LoRA's scaling."""
+    return model_identity(model)
 
 
 def _set_modes(modes: dict[torch.nn.Module, bool]) -> None:

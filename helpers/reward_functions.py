@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+from helpers.identity import value_identity
+
 REWARD_PARTS = ("format_reward", "answer_reward", "reward")
 
 
@@ -60,7 +62,8 @@ class _WeightedSum:
     @property
     def identity(self) -> str:
         """What tells a run with these weights from one with others."""
-        return " + ".join(f"{weight:g} {reward_identity(term)}" for weight, term in self.terms)
+        parts = [f"{_shown(weight)} {reward_identity(term)}" for weight, term in self.terms]
+        return " + ".join(parts)
 
     def __call__(self, response: str, gold=None, *, prompt: str) -> dict[str, float]:
         return self.many([prompt], [response], [gold])[0]
@@ -87,9 +90,32 @@ def graders_of(reward_fn: Callable) -> list[Callable]:
 
 
 def reward_identity(reward_fn: Callable) -> str:
-    """A name of a reward function: its own `identity`, such as a model's weights, or its name."""
-    name = getattr(reward_fn, "__qualname__", type(reward_fn).__qualname__)
-    return str(getattr(reward_fn, "identity", name))
+    """Names a reward function with all that it hangs on.
+
+    Those of this package have an `identity` of their own, such as a model's weights, or are plain
+    functions. Another one has its name and a hash, see `helpers.identity.value_identity`.
+    """
+    if type(reward_fn).__module__.startswith("helpers."):
+        return str(getattr(reward_fn, "identity", None) or value_identity(reward_fn))
+    if getattr(reward_fn, "__module__", "").startswith("helpers.") and not _encloses(reward_fn):
+        return reward_fn.__qualname__
+    return f"{_name_of(reward_fn)} {value_identity(reward_fn)}"
+
+
+def _encloses(function: Callable) -> bool:
+    return bool(getattr(function, "__closure__", None))
+
+
+def _name_of(reward_fn: Callable) -> str:
+    """The name that messages show."""
+    (first, *_) = graders_of(reward_fn)
+    name = getattr(first, "__qualname__", type(first).__qualname__)
+    return str(getattr(first, "identity", name))
+
+
+def _shown(weight: float) -> str:
+    short = f"{weight:g}"
+    return short if float(short) == weight else repr(weight)
 
 
 def _wants_prompt(reward_fn: Callable) -> bool:
@@ -112,6 +138,6 @@ def _checked(parts: Any, reward_fn: Callable) -> dict[str, float]:
 def refuse(parts: Any, reward_fn: Callable) -> NoReturn:
     """Raise the ValueError that says what a reward function must return."""
     raise ValueError(
-        f"The reward function {reward_identity(reward_fn)} must return a dict with the numbers "
+        f"The reward function {_name_of(reward_fn)} must return a dict with the numbers "
         f"{', '.join(REWARD_PARTS)}, but it returned {str(parts)[:200]}."
     )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from helpers.identity import tokenizer_identity
 from helpers.reference import weights_identity
 from helpers.shared_rows import LONGEST_SHARED, SharedLayout, padded, shared_columns
 from helpers.tokens import encode_prompt, encode_response
@@ -171,8 +172,8 @@ class ModelReward:
 
     @property
     def identity(self) -> str:
-        """Names the weights: a run with another reward model is another run."""
-        return f"reward model {weights_identity(self.model)}"
+        """Names weights and tokenizer: a run with another reward model is another run."""
+        return f"reward model {weights_identity(self.model)} {tokenizer_identity(self.tokenizer)}"
 
     def __call__(self, response: str, gold=None, *, prompt: str) -> dict[str, float]:
         return self.many([prompt], [response])[0]

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import datasets
 from datasets import Dataset, load_dataset
 
+from helpers.atomic import flush, naming
 from helpers.data import json_text
 from helpers.data.containers import (
     GZIP_ERRORS,
@@ -199,8 +200,10 @@ def write_records(path: str | Path, records: Iterable[dict]) -> int:
     beside = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         writer = _write_parquet if path.name.lower().endswith(".parquet") else _write_json
-        count = writer(beside, records)
-        os.replace(beside, path)
+        with naming(path):
+            count = writer(beside, records)
+            flush(beside)
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
     return count

@@ -1,11 +1,10 @@
 """Log-probabilities under the reference policy: computed once, before a run, and kept beside it.
 
 The reference never changes, so one pass over the data serves all epochs, and the frozen copy can
-go. What is kept is named after the weights it came from and the token ids it is of (so after data,
-template and length, too), and is used again for these alone.
+go. What is kept is named after the weights it came from, the token ids it is of (so after data,
+template and length, too) and the precision, and is used again for these alone.
 """
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,14 +12,14 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
+from helpers.identity import tensors_identity
 from helpers.logprobs import at_least_float32
 from helpers.reference import freeze_reference, weights_identity
 from helpers.training.batches import micro_batches
-from helpers.training.checkpoint import hash_of
+from helpers.training.checkpoint import hash_of, replace_tensors
 from helpers.training.loop import EVALUATION_ROWS, make_accelerator, trainable_parameters
 from helpers.training.method import Batch, Method, data_digest
 from helpers.training.run import REFERENCE, RunFolder, provenance
@@ -83,20 +82,21 @@ def use_reference(model, methods: dict[str, ReferenceMethod], settings, folder: 
     Raises ValueError for a run that goes on with trained weights and has lost its reference.
     """
     make_accelerator(next(model.parameters()).device)  # sets up the processes
-    identity, tensors = _kept(model, methods, folder) or _computed(model, methods, settings)
+    rows = _rows_of(methods, settings)
+    identity, tensors = _kept(model, rows, folder) or _computed(model, methods, settings)
     for part, method in methods.items():
         own = {name: values for name, values in tensors.items() if name.startswith(f"{part}/")}
         method.reference = {name.partition("/")[2]: values for name, values in own.items()}
     folder.notes["reference"] = identity
-    return _keeper(folder, identity, _rows_of(methods), tensors)
+    return _keeper(folder, identity, rows, tensors)
 
 
-def _kept(model, methods, folder: RunFolder):
+def _kept(model, wanted: str, folder: RunFolder):
     """(identity, tensors) of the folder; None where they are of other weights or other rows."""
     parameters = trainable_parameters(model)
     goes_on = folder.holds_this_run(parameters)
     identity, rows, tensors = _read(folder.path)
-    is_ours = tensors and rows == _rows_of(methods)
+    is_ours = tensors and rows == wanted
     if is_ours and (goes_on or identity == weights_identity(model)):
         return identity, tensors
     if goes_on and not folder.started_from(parameters):
@@ -156,23 +156,39 @@ def _keeper(folder: RunFolder, identity: str, rows: str, tensors) -> Callable:
     def keep(run, record) -> None:
         nonlocal is_kept
         if not is_kept:
-            path = folder.path / REFERENCE
-            beside = path.with_name(f".{path.name}.part")  # written anew after a kill
-            save_file(tensors, beside, metadata={"reference": identity, "rows": rows})
-            os.replace(beside, path)
+            about = {"reference": identity, "rows": rows, "hash": _hash(tensors)}
+            replace_tensors(tensors, folder.path / REFERENCE, about)
             is_kept = True
 
     return keep
 
 
 def _read(folder: Path | None) -> tuple[str, str, dict[str, torch.Tensor]]:
+    """(identity, rows, tensors) of the file, or nothing where there is none.
+
+    Raises ValueError where it is not as it was written.
+    """
     if folder is None or not (folder / REFERENCE).is_file():
         return "", "", {}
-    with safe_open(folder / REFERENCE, framework="pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    return about["reference"], about["rows"], tensors
+    try:
+        with safe_open(folder / REFERENCE, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError:
+        about, tensors = {"hash": ""}, {}
+    if "hash" in about and about["hash"] != _hash(tensors):  # an earlier version wrote none
+        raise ValueError(
+            f"{folder / REFERENCE} is damaged: delete it and load the model that the run started "
+            "from; it is then made anew."
+        )
+    return about.get("reference", ""), about.get("rows", ""), tensors
 
 
-def _rows_of(methods: dict[str, ReferenceMethod]) -> str:
-    return ", ".join(f"{part} {method.rows_hash}" for part, method in methods.items())
+def _hash(tensors: dict[str, torch.Tensor]) -> str:
+    return tensors_identity(dict(sorted(tensors.items())))
+
+
+def _rows_of(methods: dict[str, ReferenceMethod], settings) -> str:
+    """Names what is kept beside the weights: token ids, and the arithmetic."""
+    parts = [f"{part} {method.rows_hash}" for part, method in methods.items()]
+    return ", ".join([settings.precision, *parts])

@@ -1,22 +1,30 @@
-"""Checkpoints: all that a run needs to go on exactly, in safetensors and JSON."""
+"""Checkpoints: all that a run needs to go on exactly, in safetensors and JSON.
+
+The newest two are kept. Each is written aside, flushed to the disk and renamed, and holds the
+hashes of its files: one that is damaged is named, and the one before it is there to go on from.
+"""
 
 import base64
 import hashlib
 import json
 import os
 import random
-import shutil
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from helpers.evaluation import write_json
+from helpers.atomic import flush, flush_folder, naming, remove, written_aside
+from helpers.evaluation import file_digest, write_json
+from helpers.identity import tensors_identity
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+KEPT = 2  # checkpoints
 VALUE_HEAD = "value_head."  # what the names of its parameters start with
 
 
@@ -71,33 +79,102 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None,
     state: dict[str, Any],
 ) -> Path:
-    """Write `folder/step-<step>` beside its place, rename it, and delete the older ones.
+    """Write `folder/step-<step>` beside its place, rename it, and keep it and the one before.
 
     optimizer: None for the last checkpoint, after which no step follows.
-    A run that is killed while writing leaves the checkpoint before it as the newest.
+    A run that is killed while writing leaves the checkpoint before it as the newest; a step that
+    is there already is not written again.
+
+    Raises OSError, in one sentence that names the path, where the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final, beside = folder / f"step-{step:08d}", folder / f".step-{step:08d}.{os.getpid()}"
-    beside.mkdir(exist_ok=True)
-    save_file({name: p.detach().contiguous() for name, p in parameters.items()}, beside / WEIGHTS)
-    tensors = {} if optimizer is None else _optimizer_tensors(parameters, optimizer)
-    save_file(tensors, beside / OPTIMIZER)
-    write_json(beside / STATE, {"step": step, **state})
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(beside, final)
+    if final.exists():
+        return final
+    try:
+        with naming(final):
+            beside.mkdir(parents=True, exist_ok=True)
+            weights = {name: p.detach().contiguous() for name, p in parameters.items()}
+            save_tensors(weights, beside / WEIGHTS)
+            tensors = {} if optimizer is None else _optimizer_tensors(parameters, optimizer)
+            save_tensors(tensors, beside / OPTIMIZER)
+            hashes = {name: file_digest(beside / name) for name in (WEIGHTS, OPTIMIZER)}
+            write_json(beside / STATE, _sealed({"step": step, **state, "files": hashes}))
+            flush(beside)
+            os.replace(beside, final)
+            flush_folder(folder)
+    except BaseException:
+        remove(beside)
+        raise
+    kept = all_checkpoints(folder)[-KEPT:]
     for other in folder.iterdir():
-        if other != final:
-            shutil.rmtree(other, ignore_errors=True)
+        if other not in kept:
+            remove(other)
     return final
 
 
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata=None) -> None:
+    """A safetensors file. Raises OSError, also where safetensors has an error of its own kind."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if not found:
+            raise OSError(f"{path} cannot be written: {error}.") from error
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+
+def replace_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata=None) -> None:
+    """The same in place of a file, atomically."""
+    with written_aside(path) as beside:
+        save_tensors(tensors, beside, metadata)
+
+
+def _sealed(state: dict[str, Any]) -> dict[str, Any]:
+    """The state with a hash of itself."""
+    read = json.loads(json.dumps(state))
+    return state | {"hash": hash_of(read)}
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints, the newest last; a half-written one has another kind of name."""
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; a half-written one has another kind of name."""
-    return max(folder.glob("step-*"), default=None) if folder.is_dir() else None
+    """The newest complete checkpoint."""
+    return next(reversed(all_checkpoints(folder)), None)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    """What a checkpoint holds beside its tensors.
+
+    Raises ValueError where it is damaged, with the way on.
+    """
+    try:
+        state = json.loads((checkpoint / STATE).read_bytes())
+        sealed = state.pop("hash")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        sealed, state = None, {}
+    if sealed != hash_of(state):
+        raise _damaged(checkpoint, STATE)
+    return state
+
+
+def check_files(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Raises ValueError where a file of a checkpoint is not the one that was written."""
+    for name, expected in state["files"].items():
+        path = checkpoint / name
+        if not path.is_file() or file_digest(path) != expected:
+            raise _damaged(checkpoint, name)
+
+
+def _damaged(checkpoint: Path, name: str) -> ValueError:
+    before = [other.name for other in all_checkpoints(checkpoint.parent) if other < checkpoint]
+    way_on = f"the one before, {before[-1]}, is used" if before else "the run starts from its start"
+    return ValueError(
+        f"The checkpoint file {checkpoint / name} is damaged or missing: delete the folder "
+        f"{checkpoint}, and {way_on} when the same training is started again."
+    )
 
 
 def load_tensors(
@@ -127,15 +204,13 @@ def _optimizer_tensors(parameters, optimizer) -> dict[str, torch.Tensor]:
 
 
 def fingerprint(parameters: dict[str, torch.nn.Parameter]) -> str:
-    """A short description of the weights: other weights give another one, at little cost.
+    """A short description of the trained weights: any other value gives another one.
 
     Without PPO's value head: it is 0 at the start of every run and taken off at its end, so a model
     that was trained in this session comes back without it.
     """
     own = {name: p for name, p in parameters.items() if not name.startswith(VALUE_HEAD)}
-    with torch.no_grad():
-        sums = [f"{p.sum().item():.8e} {p.abs().sum().item():.8e}" for p in own.values()]
-    return f"{len(own)} tensors, {hash_of(list(own), sums)}"
+    return f"{len(own)} tensors, {tensors_identity(own)}"
 
 
 def hash_of(*parts: Any) -> str:

@@ -41,28 +41,14 @@ def run_training(
     loop = loop or Loop(model, method, settings, held_out)
     run = Run(model=model, settings=settings, folder=folder.path)
     run.summary = {"method": method.name, "status": "running", "total_steps": loop.total}
-    with seeded(settings.seed + loop.accelerator.process_index):
-        folder.open(loop, run)
-        bar = tqdm(
-            total=loop.total,
-            initial=loop.step,
-            desc=method.name,
-            unit="step",
-            disable=not (settings.progress and loop.accelerator.is_main_process),
-        )
-        with _interrupt_flag() as interrupted:
-            _say_what_drops_nothing(model, method)
-            with bar, _training_mode(model, settings):
-                while not loop.ended:
-                    record = without_nan(loop.take_step(interrupt=interrupted.is_set()))
-                    folder.log(run, record, is_main=loop.accelerator.is_main_process)
-                    run.summary["status"] = loop.status
-                    bar.update()
-                    for callback in callbacks:
-                        callback(run, record)
-                    if settings.save_every and loop.step % settings.save_every == 0:
-                        folder.save(loop)
+    folder.notes["eval_data"] = held_out and held_out.digest
+    try:
+        with seeded(settings.seed + loop.accelerator.process_index):
+            folder.open(loop, run)
+            _take_steps(loop, run, folder, callbacks)
             folder.close(loop, run)
+    finally:
+        folder.leave()
     loop.accelerator.free_memory()
     return run
 
@@ -73,6 +59,31 @@ def without_nan(record: dict) -> dict:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in record.items()
     }
+
+
+def _take_steps(loop: "Loop", run: Run, folder: RunFolder, callbacks: Sequence[Callable]) -> None:
+    settings, is_main = loop.settings, loop.accelerator.is_main_process
+    bar = tqdm(
+        total=loop.total,
+        initial=loop.step,
+        desc=loop.method.name,
+        unit="step",
+        disable=not (settings.progress and is_main),
+    )
+    _say_what_drops_nothing(loop.model, loop.method)
+    with _interrupt_flag() as interrupted, bar, _training_mode(loop.model, settings):
+        if loop.ended and loop.held_out and not run.is_evaluated:  # finished with other eval_data
+            run.metrics[-1] |= without_nan(loop.evaluate())
+            folder.write_metrics(loop, run)
+        while not loop.ended:
+            record = without_nan(loop.take_step(interrupt=interrupted.is_set()))
+            folder.log(run, record, is_main=is_main)
+            run.summary["status"] = loop.status
+            bar.update()
+            for callback in callbacks:
+                callback(run, record)
+            if settings.save_every and loop.step % settings.save_every == 0:
+                folder.save(loop)
 
 
 class Loop:

@@ -29,6 +29,7 @@ class Method(ABC):
     name: of the method. unit: what `weight` counts, as it is logged. lengths: tokens of each
     usable example. places: the row of the data that each of them was. report: what was left out or
     cut. drops: whether dropout acts in training; not where the policy is compared with a reference.
+    digest: names the data.
     """
 
     drops: bool = True
@@ -38,6 +39,7 @@ class Method(ABC):
     lengths: list[int]
     places: list[int]
     report: dict[str, Any]
+    digest: str
 
     def prepare(self, model, pieces: Sequence[Sequence[int]]) -> list[Batch]:
         return [self.batch(piece) for piece in pieces]

@@ -84,7 +84,8 @@ def train_preference(
         name: kind(part, tokenizer, settings, chosen, max_length, method)
         for name, part in parts.items()
     }
-    identity = identity_of(method, settings, methods["train"].digest, chosen)
+    digest = methods["train"].digest
+    identity = identity_of(method, settings, digest, chosen, model=model, tokenizer=tokenizer)
     folder = RunFolder(out_dir, identity=identity, tokenizer=tokenizer, resume=resume)
     keep = []
     if method not in REFERENCE_FREE:

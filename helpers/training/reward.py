@@ -67,7 +67,9 @@ def train_reward_model(
     held_out = None
     if eval_data is not None:
         held_out = RewardModelling(eval_data, tokenizer, settings, chosen, max_length)
-    identity = identity_of("reward", settings, method.digest, chosen)
+    identity = identity_of(
+        "reward", settings, method.digest, chosen, model=model, tokenizer=tokenizer
+    )
     folder = RunFolder(out_dir, identity=identity, tokenizer=tokenizer, resume=resume)
     return run_training(
         model, method, settings, held_out=held_out, folder=folder, callbacks=callbacks

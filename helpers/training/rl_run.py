@@ -1,24 +1,31 @@
 """What the loops that sample their own responses do around their steps: the folder, the start."""
 
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from helpers.evaluation import write_jsonl
 from helpers.reference import Reference, freeze_reference
 from helpers.reward_functions import graders_of, reward_identity
 from helpers.rewards import qa_reward, r1_zero_reward
+from helpers.training.checkpoint import replace_tensors
 from helpers.training.engines import Engine, make_engine
 from helpers.training.loop import run_training, trainable_parameters
 from helpers.training.rl_settings import RolloutSettings
 from helpers.training.rollout_loop import RolloutLoop
 from helpers.training.rollout_method import RolloutMethod
 from helpers.training.rollouts import Tasks, read_rollouts
-from helpers.training.run import REFERENCE, ROLLOUTS, Run, RunFolder, identity_of
+from helpers.training.run import (
+    REFERENCE,
+    ROLLOUTS,
+    Run,
+    RunFolder,
+    append_lines,
+    identity_of,
+)
 
 GOLDS = {r1_zero_reward: (str,), qa_reward: (str, list, tuple)}  # what the graders read
 
@@ -39,8 +46,11 @@ def run_rollouts(
     for tasks in (part.tasks for part in (method, held_out) if part is not None):
         check_golds(tasks, method.reward_fn)
     named = {**method.functions, "reward_fn": method.reward_fn}
-    identity = identity_of(method.name, settings, method.tasks.digest, named)
-    identity["reward"] = reward_identity(method.reward_fn)
+    identity = {"reward": reward_identity(method.reward_fn)}
+    digest = method.tasks.digest
+    identity |= identity_of(
+        method.name, settings, digest, named, model=model, tokenizer=tokenizer
+    )
     folder = RunFolder(out_dir, identity=identity, tokenizer=tokenizer, resume=resume)
     if settings.beta or settings.measure_kl:
         method.reference = start_of(model, folder)
@@ -96,10 +106,26 @@ def start_of(model, folder: RunFolder) -> Reference:
                 f"{folder.path} is a run that goes on, but its {REFERENCE} is missing: load the "
                 "model that it started from, or start anew in another folder."
             )
-        tensors = load_file(path)
+        tensors = _read(path)
     reference = freeze_reference(model, tensors)
+    if tensors is not None and folder.reference_of_start() != reference.identity:
+        raise _damaged(path)
     folder.notes["reference"] = reference.identity
     return reference
+
+
+def _read(path: Path) -> dict:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} is damaged: delete it and load the model that the run started from; it is then "
+        "made anew."
+    )
 
 
 def keeper(loop: RolloutLoop, folder: RunFolder, reference: Reference | None) -> Callable:
@@ -121,8 +147,7 @@ def keeper(loop: RolloutLoop, folder: RunFolder, reference: Reference | None) ->
             write_jsonl(path, earlier)
             _keep_reference(folder.path / REFERENCE, reference)
             started = True
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in loop.groups)
+        append_lines(path, loop.groups)
 
     return keep
 
@@ -130,6 +155,5 @@ def keeper(loop: RolloutLoop, folder: RunFolder, reference: Reference | None) ->
 def _keep_reference(path: Path, reference: Reference | None) -> None:
     if reference is None or path.exists():
         return
-    beside = path.with_name(f".{path.name}.part")  # written anew after a kill
-    save_file({name: tensor.contiguous() for name, tensor in reference.tensors.items()}, beside)
-    os.replace(beside, path)
+    tensors = {name: tensor.contiguous() for name, tensor in reference.tensors.items()}
+    replace_tensors(tensors, path)

@@ -38,6 +38,10 @@ class RolloutMethod(ABC):
     def report(self) -> dict[str, Any]:
         return self.tasks.report
 
+    @property
+    def digest(self) -> str:
+        return self.tasks.digest
+
     @abstractmethod
     def finish(self, loop: "RolloutLoop", rollouts: Rollouts) -> dict[str, float]:
         """Give the rollouts their advantages and what else the loss needs; returns metrics."""
