@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,21 @@ def flush_folder(folder: Path) -> None:
             os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def set_aside(folder: Path, files: Iterable[Path]) -> Path:
+    """Move files of a folder into a new one beside it, and return that: nothing is lost.
+
+    The last of `files` should be the one that makes the others what they are, such as settings: a
+    kill in between then leaves it where it was.
+    """
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}-before-{number}")).exists():
+        number += 1
+    aside.mkdir()
+    for path in files:
+        os.replace(path, aside / path.name)
+    return aside
 
 
 def remove(path: Path) -> None:

@@ -128,6 +128,7 @@ def evaluate(
         seconds=round(time.monotonic() - start, 2),
         load_report=load_report.as_dict() if load_report else None,
     )
+    results_path.with_name("summary.json").unlink(missing_ok=True)  # of the results before
     write_jsonl(results_path, rows)
     write_json(results_path.with_name("summary.json"), asdict(summary))
     return summary

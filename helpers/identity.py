@@ -44,10 +44,12 @@ CLASS_NAMES = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__
 
 def tensors_identity(tensors: Mapping[str, torch.Tensor]) -> str:
     """Names tensors: changes with any name, shape, type or value."""
-    if sum(tensor.nbytes for tensor in tensors.values()) < LARGE:
-        return _digits(*map(_tensor, tensors.keys(), tensors.values()))
+    names = sorted(tensors)
+    values = [tensors[name] for name in names]
+    if sum(tensor.nbytes for tensor in values) < LARGE:
+        return _digits(*map(_tensor, names, values))
     with ThreadPoolExecutor() as pool:
-        return _digits(*pool.map(_tensor, tensors.keys(), tensors.values()))
+        return _digits(*pool.map(_tensor, names, values))
 
 
 def _tensor(name: str, tensor: torch.Tensor) -> bytes:
@@ -334,7 +336,7 @@ def _attributes_used(code: types.CodeType) -> set[str]:
 
 def _is_of_library(thing: type | types.ModuleType) -> bool:
     """Whether a class or module belongs to Python or to an installed package."""
-    name = thing.__module__ if isinstance(thing, type) else thing.__name__
+    name = str(thing.__module__ if isinstance(thing, type) else thing.__name__)
     if name.partition(".")[0] in sys.stdlib_module_names:
         return True
     file = getattr(sys.modules.get(name), "__file__", None)
@@ -342,7 +344,7 @@ def _is_of_library(thing: type | types.ModuleType) -> bool:
 
 
 def _is_of_course(kind: type) -> bool:
-    return kind.__module__.startswith("helpers.")
+    return str(kind.__module__).startswith("helpers.")
 
 
 def _is_library_file(file: str) -> bool:

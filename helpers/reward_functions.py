@@ -97,13 +97,10 @@ def reward_identity(reward_fn: Callable) -> str:
     """
     if type(reward_fn).__module__.startswith("helpers."):
         return str(getattr(reward_fn, "identity", None) or value_identity(reward_fn))
-    if getattr(reward_fn, "__module__", "").startswith("helpers.") and not _encloses(reward_fn):
+    of_course = str(getattr(reward_fn, "__module__", None)).startswith("helpers.")
+    if of_course and not getattr(reward_fn, "__closure__", None):
         return reward_fn.__qualname__
     return f"{_name_of(reward_fn)} {value_identity(reward_fn)}"
-
-
-def _encloses(function: Callable) -> bool:
-    return bool(getattr(function, "__closure__", None))
 
 
 def _name_of(reward_fn: Callable) -> str:

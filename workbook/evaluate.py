@@ -11,11 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from helpers.data import LoadReport, load_records
-from helpers.evaluation import Summary, evaluate, write_json
+from helpers.evaluation import Summary, evaluate
+from helpers.identity import model_identity
 from helpers.models import load_model
 from helpers.prompts import load_template
 from helpers.rewards import qa_reward, r1_zero_reward
 from helpers.rollout import SamplingSettings, check_engine
+from workbook.outputs import claim
 from workbook.profiles import Profile, load_profile
 from workbook.progress import run_root
 
@@ -85,7 +87,8 @@ def evaluate_file(
     model: a folder or a name on the hub; without it the profile's maths model. adapter: LoRA.
     limit: at most so many problems; None takes all.
     prompt: a template by name or by path; without it r1_zero, or qa for QA records.
-    out: a folder; without it runs/eval/<model>-<data>. Earlier results there are replaced.
+    out: a folder; without it runs/eval/<model>-<data>. Earlier results of the same weights and
+        data are replaced there, others set aside.
     spacing: "any" or "exact", see `helpers.rewards.r1_zero_reward`.
     stop: texts that end a completion; without it none for maths, and the end of the line for QA,
         where a base model would go on with a question of its own.
@@ -103,14 +106,16 @@ def evaluate_file(
     engine = engine or chosen.engine.name
     check_engine(engine)
     policy, tokenizer = load_policy(name, adapter, chosen)
+    settings = {
+        "model": name, "adapter": str(adapter) if adapter else None,
+        "weights": model_identity(policy), "data": str(data),
+        "limit": limit, "prompt": template, "spacing": spacing, "profile": profile,
+        "engine": engine,
+        "sampling": asdict(sampling)}
+    claim(folder, settings, ("model", "adapter", "weights", "data"))
     summary = evaluate(policy, tokenizer, records, prompt=template, reward_fn=reward_fn,
                        out_dir=folder, sampling=sampling, load_report=report,
                        batch_size=chosen.engine.batch_size, engine=engine, progress=progress)
-    write_json(folder / "settings.json", {
-        "model": name, "adapter": str(adapter) if adapter else None, "data": str(data),
-        "limit": limit, "prompt": template, "spacing": spacing, "profile": profile,
-        "engine": engine,
-        "sampling": asdict(sampling)})
     print_summary(summary, report, title=f"{Path(name).name} on {Path(data).name}")
     return summary
 

@@ -10,10 +10,12 @@ from rich.table import Table
 
 from helpers.data import load_records
 from helpers.evaluation import write_json, write_jsonl
+from helpers.identity import model_identity
 from helpers.rollout import SamplingSettings, check_engine
 from helpers.strategies import STRATEGIES, compare_strategies, run_strategy
 from helpers.strategies.asking import form_named, strategy_named
 from workbook.evaluate import load_policy
+from workbook.outputs import claim
 from workbook.profiles import load_profile
 from workbook.progress import run_root
 
@@ -63,6 +65,11 @@ def evaluate_strategies(
     engine = engine or chosen.engine.name
     check_engine(engine)
     policy, tokenizer = load_policy(name, adapter, chosen)
+    settings = {"model": name, "adapter": str(adapter) if adapter else None,
+                "weights": model_identity(policy), "data": str(data),
+                "examples": str(examples), "limit": limit, "form": form, "profile": profile,
+                "engine": engine, "sampling": asdict(sampling), "tree": asdict(tree)}
+    claim(folder, settings, settings)
     results = {
         each: _run(policy, tokenizer, problems, each, folder, sampling=sampling, examples=pool,
                    form=form, engine=engine, batch_size=chosen.engine.batch_size, tree=tree,
@@ -70,9 +77,6 @@ def evaluate_strategies(
         for each in names
     }
     comparison = compare_strategies(results)
-    settings = {"model": name, "adapter": str(adapter) if adapter else None, "data": str(data),
-                "examples": str(examples), "limit": limit, "form": form, "profile": profile,
-                "engine": engine, "sampling": asdict(sampling), "tree": asdict(tree)}
     write_json(folder / "comparison_results.json",
                comparison | {"settings": settings, "load_report": report.as_dict()})
     print_comparison(comparison, title=f"{_names_of(name, adapter)} on {Path(data).name}")

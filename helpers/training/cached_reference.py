@@ -101,8 +101,9 @@ def _kept(model, wanted: str, folder: RunFolder):
         return identity, tensors
     if goes_on and not folder.started_from(parameters):
         raise ValueError(
-            f"{folder.path} is a run that goes on, but its {REFERENCE} is missing or of other "
-            "data: load the model that it started from, or start anew in another folder."
+            f"{folder.path} is a run that goes on, but its {REFERENCE} is missing, damaged "
+            "or of other data: load the model that it started from, or start anew in another "
+            "folder."
         )
     return None
 
@@ -156,7 +157,7 @@ def _keeper(folder: RunFolder, identity: str, rows: str, tensors) -> Callable:
     def keep(run, record) -> None:
         nonlocal is_kept
         if not is_kept:
-            about = {"reference": identity, "rows": rows, "hash": _hash(tensors)}
+            about = {"reference": identity, "rows": rows, "hash": tensors_identity(tensors)}
             replace_tensors(tensors, folder.path / REFERENCE, about)
             is_kept = True
 
@@ -164,28 +165,19 @@ def _keeper(folder: RunFolder, identity: str, rows: str, tensors) -> Callable:
 
 
 def _read(folder: Path | None) -> tuple[str, str, dict[str, torch.Tensor]]:
-    """(identity, rows, tensors) of the file, or nothing where there is none.
-
-    Raises ValueError where it is not as it was written.
-    """
+    """(identity, rows, tensors) of the file; nothing where there is none, or it is damaged."""
+    nothing = "", "", {}
     if folder is None or not (folder / REFERENCE).is_file():
-        return "", "", {}
+        return nothing
     try:
         with safe_open(folder / REFERENCE, framework="pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError:
-        about, tensors = {"hash": ""}, {}
-    if "hash" in about and about["hash"] != _hash(tensors):  # an earlier version wrote none
-        raise ValueError(
-            f"{folder / REFERENCE} is damaged: delete it and load the model that the run started "
-            "from; it is then made anew."
-        )
-    return about.get("reference", ""), about.get("rows", ""), tensors
-
-
-def _hash(tensors: dict[str, torch.Tensor]) -> str:
-    return tensors_identity(dict(sorted(tensors.items())))
+        return nothing
+    if about.get("hash") != tensors_identity(tensors):
+        return nothing
+    return about["reference"], about["rows"], tensors
 
 
 def _rows_of(methods: dict[str, ReferenceMethod], settings) -> str:

@@ -56,6 +56,13 @@ class TransformersEngine:
         )
 
 
+def name_of(engine: str | Engine) -> str:
+    """Who samples, as a run's settings say it: another arithmetic draws other responses."""
+    if isinstance(engine, str):
+        return "transformers" if engine == "auto" else engine
+    return str(getattr(engine, "name", type(engine).__name__))
+
+
 def make_engine(
     engine: str | Engine, model, tokenizer, batch_size: int = 128, precision: str = "float32"
 ) -> Engine:

@@ -12,7 +12,7 @@ from helpers.reference import Reference, freeze_reference
 from helpers.reward_functions import graders_of, reward_identity
 from helpers.rewards import qa_reward, r1_zero_reward
 from helpers.training.checkpoint import replace_tensors
-from helpers.training.engines import Engine, make_engine
+from helpers.training.engines import Engine, make_engine, name_of
 from helpers.training.loop import run_training, trainable_parameters
 from helpers.training.rl_settings import RolloutSettings
 from helpers.training.rollout_loop import RolloutLoop
@@ -46,7 +46,7 @@ def run_rollouts(
     for tasks in (part.tasks for part in (method, held_out) if part is not None):
         check_golds(tasks, method.reward_fn)
     named = {**method.functions, "reward_fn": method.reward_fn}
-    identity = {"reward": reward_identity(method.reward_fn)}
+    identity = {"reward": reward_identity(method.reward_fn), "engine": name_of(engine)}
     digest = method.tasks.digest
     identity |= identity_of(
         method.name, settings, digest, named, model=model, tokenizer=tokenizer

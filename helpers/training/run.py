@@ -1,7 +1,6 @@
 """A run: its model, settings, metrics and summary, and the folder that holds them."""
 
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -14,12 +13,12 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers.utils import logging as transformers_logging
 
-from helpers.atomic import flush, naming, remove, written_aside
+from helpers.atomic import flush, naming, remove, set_aside, written_aside
 from helpers.evaluation import read_jsonl, write_json, write_jsonl
 from helpers.identity import model_identity, tokenizer_identity, value_identity
+from helpers.lock import FolderLock
 from helpers.training import checkpoint
 from helpers.training.checkpoint import fingerprint
-from helpers.training.lock import FolderLock
 
 METRICS, SUMMARY, SETTINGS = "metrics.jsonl", "summary.json", "settings.json"
 ROLLOUTS = "rollouts.jsonl"  # what reinforcement learning sampled, one line a prompt
@@ -216,10 +215,7 @@ class RunFolder:
 
     def _set_aside(self, why: str) -> None:
         """Move the files of the run that is in the folder, and no others."""
-        aside = _free_name(self.path)
-        aside.mkdir()
-        for path in self._files():
-            os.replace(path, aside / path.name)
+        aside = set_aside(self.path, self._files())
         warnings.warn(f"{self.path} held another run ({why}); it is now {aside}.", stacklevel=7)
 
     def _delete(self) -> None:
@@ -294,13 +290,6 @@ def _where(value: Any, stored: Any) -> str:
     value, stored = _fixed(value), _fixed(stored)
     names = [name for name in {**value, **stored} if value.get(name) != stored.get(name)]
     return f": {', '.join(names)}"
-
-
-def _free_name(path: Path) -> Path:
-    number = 1
-    while (aside := path.with_name(f"{path.name}-before-{number}")).exists():
-        number += 1
-    return aside
 
 
 def identity_of(
