@@ -242,7 +242,7 @@ def test_lost_metrics_are_said(tiny_folder, tmp_path):
     with pytest.warns(UserWarning, match="metrics.jsonl holds 2 of the 3 steps"):
         sft(tiny_folder, tmp_path / "a")
     path.write_text("".join([lines[0], "{" + lines[1], lines[2]]))
-    with pytest.raises(ValueError, match="Line 2 of .*metrics.jsonl is damaged"):
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2: .*the file is damaged"):
         sft(tiny_folder, tmp_path / "a")
 
 
