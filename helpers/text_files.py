@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 MAX_TEXT_BYTES = 16_000_000  # of a file that is read whole: a configuration, a template
+MAX_DEPTH = 100  # of mappings and lists inside each other in YAML
 
 
 def regular_file(path: str | Path) -> Path:
@@ -60,6 +61,17 @@ def read_text(path: str | Path) -> str:
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error: else the last value wins in silence."""
 
+    depth = 0
+
+    def compose_node(self, parent, index):
+        self.depth += 1
+        if self.depth > MAX_DEPTH:  # Python's own limit is met after seconds
+            raise yaml.composer.ComposerError(
+                None, None, "the nesting is too deep", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def construct_mapping(self, node, deep=False):
         seen = []
         for key_node, _ in node.value:
@@ -91,8 +103,6 @@ def parse_yaml(text: str) -> Any:
         says = (getattr(error, "context", None), getattr(error, "problem", None))
         problem = ", ".join(filter(None, says)) or " ".join(str(error).split())
         raise ValueError(f"{place}{problem}") from error
-    except RecursionError:
-        raise ValueError("the nesting is too deep") from None
     except ValueError as error:  # a date such as 2026-13-01
         raise ValueError(" ".join(str(error).split())) from error
 
