@@ -13,12 +13,15 @@ alarm stops it), nothing is evaluated, and what the grammar does not know is ref
 
 import re
 import string
+import unicodedata
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from helpers.chinese_numbers import SCALE, UNIT_SIGNS, in_ascii, is_unit
+from helpers.chinese_numbers import UNIT_SIGNS, in_ascii, is_unit
+from helpers.expressions import PARTS, SCALES, STATED_EXPRESSION, TENS, UP_TO_19, last_expression
+from helpers.plain_text import plain, tex_as_text
 from helpers.reward_models import from_model as from_model
 from helpers.reward_models import pool_last_token as pool_last_token
 from helpers.reward_models import score as score
@@ -26,52 +29,35 @@ from helpers.reward_models import score as score
 MAX_ANSWER_CHARS = 200
 MAX_TEXT_CHARS = 20_000
 
-# Full-width ASCII (as Chinese and Japanese texts have it), the minus signs, vulgar fractions.
-_PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-_PLAIN |= {ord(sign): "-" for sign in "−–‐‑﹣"}
-_PLAIN |= {ord("。"): ".", ord("、"): ",", ord("￥"): "¥", ord("⁄"): "/", ord("’"): "'"}
-_PLAIN |= {ord(sign): f" {value} " for sign, value in
-           {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}.items()}
-
+_CURRENCY = "[$€£¥₹]"
+_SIMPLE = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")  # most answers, read without a detour
 _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)\s*(?:US)?[$€£¥₹]?\s*(?P<inner_sign>[+-]?)\s*"
     rf"(?:(?:(?P<mixed>{_WHOLE})\s+)?(?P<top>{_WHOLE})\s*/\s*(?P<bottom>{_WHOLE})"
     rf"|(?P<decimal>{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+))"
 )
-_UP_TO_19 = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBER_WORDS = {*_UP_TO_19, *_TENS, "tens", *(f"{word[:-1]}ies" for word in _TENS)}
-_PARTS = "third fourth fifth sixth seventh eighth ninth tenth twelfth hundredth thousandth".split()
+_NUMBER_WORDS = {*UP_TO_19, *TENS, "tens", *(f"{word[:-1]}ies" for word in TENS)}
 # Words after a number that make it another number, or no answer at all. The scale words are
 # refused and not multiplied: "2 dozen" may answer "how many dozens" or "how many eggs".
 # Quarters and seconds are not among the parts: mostly they are coins and a time.
 _NOT_A_UNIT = _NUMBER_WORDS.union(
-    _PARTS,
-    (f"{part}s" for part in _PARTS),
-    "and or nor not no is isnt was wasnt plus minus times by to half halves halved point squared "
-    "cubed factorial doubled tripled x y z n i e k b bn mn pi π hundred hundreds thousand "
-    "thousands million millions billion billions trillion trillions dozen dozens score grand "
+    PARTS, (f"{part}s" for part in PARTS), SCALES, (f"{scale}s" for scale in SCALES[:-2]),
+    "and or nor not no is isnt was wasnt plus minus times by to half halves halved point "
+    "squared cubed factorial doubled tripled x y z n i e k b bn mn mln tn pi π "
     "wrong incorrect false maybe perhaps probably possibly about roughly approximately".split(),
 )
 # "one-dollar bills" are a unit, "twenty-one" and "two-thirds" are numbers.
 _NAMED_BY_NUMBER = re.compile(rf"\b(?:{'|'.join(_NUMBER_WORDS)})-(?=[a-z])", re.IGNORECASE)
 
-# Atomic groups keep the search linear, and stop "12th" from being read as a 1.
-_TEXT_NUMBER = (
-    r"(?:(?<![\w)\]%.])-(?=[$€£¥₹]?\.?[0-9]))?[$€£¥₹]?(?<![A-Za-z0-9_])(?<![0-9]\.)"
-    r"(?>(?>[0-9]{1,3}(?:,[0-9]{3}){1,20}+(?![0-9])|[0-9]++)(?:\.[0-9]++)?|\.[0-9]++)"
-    r"(?>(?:\ [0-9]++)?/[0-9]++)?+(?!(?:st|nd|rd|th)\b)"
-    rf"(?:{SCALE})?+"
-)
-_LAST_NUMBER = re.compile(_TEXT_NUMBER)
 _ANSWER_IS = re.compile(
-    rf"(?:\banswer(?:\s?is|\s?=|:)|答案(?:是|为|等于|\s?=|:))[\s:*$]{{0,8}}(?P<number>{_TEXT_NUMBER}\s?%?)",
-    re.IGNORECASE,
+    r"(?:(?i:\banswer(?:\s?is|\s?=|:))|答案(?:是|为|等于|\s?=|:))[\s:*$]{0,8}"
+    rf"(?P<number>{STATED_EXPRESSION}\s?%?)"
 )
+_PLAIN_NUMBER = re.compile(
+    rf"-?{_CURRENCY}?-?(?:{_WHOLE}(?:\.[0-9]+)?|\.[0-9]+|(?:{_WHOLE}\s+)?{_WHOLE}\s*/\s*{_WHOLE})"
+)
+_DIFFERENCE = re.compile(rf"({_WHOLE}(?:\.[0-9]+)?)\s?-\s?({_WHOLE}(?:\.[0-9]+)?)")
 
 
 class Number(NamedTuple):
@@ -79,11 +65,6 @@ class Number(NamedTuple):
 
     value: Fraction
     is_percent: bool
-
-
-def _plain(text: str) -> str:
-    """Full-width characters, Unicode minus signs and vulgar fractions as ASCII."""
-    return text if text.isascii() else text.translate(_PLAIN)
 
 
 # ---------------------------------------------------------------- finding the answer
@@ -107,7 +88,7 @@ def extract_answer(text: str) -> str | None:
         >>> extract_answer("So the answer is not 3.") is None
         True
     """
-    text = text[-MAX_TEXT_CHARS:]
+    text = _text_of(text, "text")[-MAX_TEXT_CHARS:]
     for find in (_last_answer_tag, _last_boxed, _last_hash_line, _last_answer_sentence):
         answer = find(text)
         if answer is not None:
@@ -143,30 +124,48 @@ def _last_hash_line(text: str) -> str | None:
 
 
 def _last_answer_sentence(text: str) -> str | None:
-    found = _last_match(_ANSWER_IS, text)
-    return found["number"].strip() if found else None
-
-
-def _last_match(pattern: re.Pattern, text: str) -> re.Match | None:
-    return next(iter(deque(pattern.finditer(_plain(text)), maxlen=1)), None)
+    text = plain(text)
+    if "answer" not in text.lower() and "答案" not in text:
+        return None
+    found = deque(_ANSWER_IS.finditer(tex_as_text(text)), maxlen=1)
+    return found[0]["number"].strip() if found else None
 
 
 def last_number(text: str) -> str | None:
-    """The last number in the text: the lenient metric. None where there is no number.
+    r"""The last number in the text: the lenient metric. None where there is no number.
 
     Thousands commas and the currency sign are removed; a full stop that ends a sentence does
     not belong to the number. "3/4" is one number. In a chain ("9 - 2 = 7") the last number is
     the result. A minus belongs to the number unless a value stands before it ("10-7" ends in
     7). A percent sign is dropped. Digits after a letter ("x2", "<h1>") and ordinals ("5th")
-    are names, not numbers. A Chinese scale stays with its number ("3万"), which is refused then.
-    Only the last 20,000 characters are read.
+    are names, not numbers.
+
+    A number that is part of a larger expression is never cut out of it: 10-15, 5 or 6, 2^5,
+    3 million, 1.5e3, 3:30 and \\sqrt{16} come back whole, and `is_equivalent` refuses them. So
+    does 3万, a Chinese scale. Only the last 20,000 characters are read.
 
     Example:
-        >>> last_number("She pays $1,080.")
-        '1080'
+        >>> last_number("She pays $1,080."), last_number("It takes 10-15 minutes.")
+        ('1080', '10-15')
     """
-    found = _last_match(_LAST_NUMBER, text[-MAX_TEXT_CHARS:])
-    return re.sub(r"[,$€£¥₹]", "", found[0]) if found else None
+    found = last_expression(plain(_text_of(text, "text")[-MAX_TEXT_CHARS:]))
+    if found is None:
+        return None
+    return re.sub(r"[,$€£¥₹]", "", found) if _PLAIN_NUMBER.fullmatch(found) else _end_of(found)
+
+
+def _end_of(expression: str) -> str:
+    """The last number of a difference that was left open ("10-7"); a range (10-15) as it is."""
+    found = _DIFFERENCE.fullmatch(expression)
+    first, last = map(parse_number, found.groups()) if found else (None, None)
+    return found[2].replace(",", "") if first and last and first.value > last.value else expression
+
+
+def _text_of(value: Any, name: str) -> str:
+    """The value, which must be a text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, but it is of type {type(value).__name__}.")
+    return value
 
 
 # ---------------------------------------------------------------- comparing answers
@@ -207,11 +206,13 @@ def is_equivalent(prediction: str | None, truth: str) -> bool:
 
 def parse_number(text: str) -> Number | None:
     """The one number that the whole text states, or None. See `is_equivalent` for the forms."""
-    text = text.strip()
+    text = _text_of(text, "an answer").strip()
     if not text or len(text) > MAX_ANSWER_CHARS:
         return None
+    if _SIMPLE.fullmatch(text):
+        return Number(Fraction(text), False)
     # Single spaces: a long run of them could be split between the optional parts in many ways.
-    text = " ".join(_strip_markup(_plain(text)).split())
+    text = " ".join(_strip_markup(tex_as_text(plain(text))).split())
     text = text if text.isascii() else in_ascii(text)
     found = _NUMBER.match(text)
     if found is None or (found["sign"] and found["inner_sign"]):
@@ -223,31 +224,22 @@ def parse_number(text: str) -> Number | None:
 
 
 def _strip_markup(text: str) -> str:
-    r"""Take off what wraps one number: ``$..$``, ``\(..\)``, ``**..**``, ``\boxed{..}``.
-
-    What is taken out inside leaves a space, so that no two digits grow together ("2**3").
-    """
-    text = text.replace("{,}", ",").replace(",\\!", ",").replace("\\,", ",")
-    text = re.sub(r"\\[()\[\];]", " ", text).strip(" *").removesuffix(".").strip(" *")
+    """Take off what wraps one number: ``$..$``, ``**..**``, ``x =``, the full stop behind it."""
+    text = text.strip(" *").removesuffix(".").strip(" *")
     if len(text) > 2 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()
-    if text.startswith("\\boxed{") and text.endswith("}"):
-        text = text[len("\\boxed{") : -1]
-    text = re.sub(r"\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}", r" \1/\2 ", text)
-    text = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r" \1 ", text)
-    text = text.replace("\\$", "$").replace("\\%", "%").replace("°", " degrees ")
-    text = text.translate(UNIT_SIGNS)
+    text = text.replace("°", " degrees ").translate(UNIT_SIGNS)
     return re.sub(r"^[A-Za-z]\s*=", "", text.strip()).strip()
 
 
 def _value(found: re.Match) -> Fraction | None:
-    """The value of a match of `_NUMBER`; None for a zero denominator."""
+    """The value of a match of `_NUMBER`; None for a zero denominator or 4 10/3."""
     if found["decimal"]:
         value = Fraction(found["decimal"].replace(",", ""))
     else:
         mixed, top, bottom = (int((found[name] or "0").replace(",", ""))
                               for name in ("mixed", "top", "bottom"))
-        if bottom == 0:
+        if bottom == 0 or (mixed and top >= bottom):
             return None
         value = mixed + Fraction(top, bottom)
     return -value if "-" in (found["sign"], found["inner_sign"]) else value
@@ -266,7 +258,7 @@ def _read_rest(rest: str) -> bool | None:
 
 
 def _is_unit_word(word: str) -> bool:
-    letters = re.sub(r"[.']|(?:\^[23]|[²³])$", "", word)
+    letters = re.sub(r"[.']|(?:\^-?[1-4]|[²³]|(?<=[mt])[23])$", "", word)
     known = letters.isalpha() and word != "M" and letters.lower() not in _NOT_A_UNIT
     return known and is_unit(word)
 
@@ -312,7 +304,7 @@ def _parts(format_reward: float, answer_reward: float, reward: float) -> dict[st
 
 def _strict_answer(response: str, spacing: str) -> str | None:
     """The content of the answer tag where the response keeps the strict format, else None."""
-    response = response.strip().removeprefix("<think>")
+    response = _text_of(response, "response").strip().removeprefix("<think>")
     if "<think>" in response or not response.endswith("</answer>"):
         return None
     if any(response.count(tag) != 1 for tag in ("</think>", "<answer>", "</answer>")):
@@ -336,65 +328,130 @@ def qa_reward(response: str, golds: Sequence[str]) -> dict[str, float]:
         {'format_reward': 1.0, 'answer_reward': 1.0, 'reward': 0.5}
     """
     answer = graded_text(response)
-    return _parts(float(bool(normalize_answer(answer))), sub_em(answer, golds),
+    return _parts(float(has_words(answer)), sub_em(answer, golds),
                   token_f1(answer, golds))
 
 
 def graded_text(response: str) -> str:
     """The content of the last answer tag, else the whole response: what `qa_reward` grades."""
-    answer = _last_answer_tag(response[-MAX_TEXT_CHARS:])
+    answer = _last_answer_tag(_text_of(response, "response")[-MAX_TEXT_CHARS:])
     return response.strip() if answer is None else answer
 
 
 # ---------------------------------------------------------------- short texts
 
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”«»„…—")
+class _Unpunctuated(dict):
+    """For str.translate: full-width as ASCII, and no punctuation of any script. Fills itself."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = "" if _is_punctuation(chr(code)) else "".join(
+            char for char in plain(chr(code)) if not _is_punctuation(char))
+        return self[code]
+
+
+def _is_punctuation(char: str) -> bool:
+    return char in string.punctuation or unicodedata.category(char).startswith("P")
+
+
+_UNPUNCTUATED = _Unpunctuated()
+_MOST_MARKS = 30  # on one letter: no script has more, and sorting them takes quadratic time
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text: composed (NFC), without punctuation and signs without width."""
+    text = _text_of(text, "an answer")[:MAX_TEXT_CHARS]
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", "".join(_with_few_marks(text)))
+    return text.translate(_UNPUNCTUATED).split()
+
+
+def _with_few_marks(text: str) -> Iterator[str]:
+    marks = 0
+    for char in text:
+        marks = marks + 1 if unicodedata.combining(char) else 0
+        if marks <= _MOST_MARKS:
+            yield char
 
 
 def normalize_answer(text: str) -> str:
     """Lower case, without punctuation and articles, white space collapsed (as SQuAD does).
 
+    Letters are composed (NFC), and the punctuation of every script and signs without width go.
+
     Example:
         >>> normalize_answer(" The Nile,  in Africa. ")
         'nile in africa'
     """
-    words = _plain(text[:MAX_TEXT_CHARS]).lower().translate(_NO_PUNCTUATION).split()
+    words = _words(_text_of(text, "an answer").lower())
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
-def _normalized_golds(golds: Sequence[str]) -> list[str]:
+def has_words(text: str) -> bool:
+    """Whether an answer says anything: "A" and "The" do, "..." does not.
+
+    Example:
+        >>> has_words("A"), has_words(" ... ")
+        (True, False)
+    """
+    return bool(_words(text))
+
+
+def _pairs(prediction: str, golds: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """Words of the prediction and of each gold; golds without any word are left out.
+
+    A gold of articles alone ("A", a blood type; "The The", a band) is compared with its articles,
+    and in its own capitals, so that "a cat" does not hold it; alone in any capitals.
+    """
     golds = [golds] if isinstance(golds, str) else golds
-    return [gold for gold in map(normalize_answer, golds) if gold]
+    if not isinstance(golds, Iterable):
+        raise ValueError(f"golds must be texts, but it is of type {type(golds).__name__}.")
+    normal = normalize_answer(prediction).split()
+    for gold in golds:
+        wanted = normalize_answer(gold).split()
+        if wanted:
+            yield normal, wanted
+        elif wanted := _words(gold):
+            written = _words(prediction)
+            alone = " ".join(written).lower() == " ".join(wanted).lower()
+            yield (wanted if alone else written), wanted
 
 
 def sub_em(prediction: str, golds: Sequence[str]) -> float:
     """1.0 where any gold answer is a substring of the prediction, both normalised; else 0.0.
 
-    Golds that are empty after normalisation are ignored: an empty text is a substring of
-    everything. A long answer that recites every candidate scores 1: read it beside `token_f1`.
+    Golds without any word are ignored: an empty text is a substring of everything. A gold of
+    articles alone ("A") is no part of a word: it must stand as a word, in its own capitals. A
+    long answer that recites every candidate scores 1: read it beside `token_f1`.
+
+    Raises ValueError where the prediction or a gold is no text.
 
     Example:
-        >>> sub_em("It flows through the Sudan.", ["Egypt", "Sudan"])
-        1.0
+        >>> sub_em("It flows through the Sudan.", ["Egypt", "Sudan"]), sub_em("Type A.", ["A"])
+        (1.0, 1.0)
     """
-    prediction = normalize_answer(prediction)
-    return float(any(gold in prediction for gold in _normalized_golds(golds)))
+    return float(any(_holds(words, gold) for words, gold in _pairs(prediction, golds)))
+
+
+def _holds(words: list[str], gold: list[str]) -> bool:
+    text, wanted = " ".join(words), " ".join(gold)
+    return wanted in text if normalize_answer(wanted) else f" {wanted} " in f" {text} "
 
 
 def token_f1(prediction: str, golds: Sequence[str]) -> float:
     """Overlap of words between prediction and gold, as multisets; the best over the golds.
 
     F1 = 2 P R / (P + R), precision P = shared / words predicted, recall R = shared / words in
-    the gold answer. Empty golds are ignored.
+    the gold answer. Golds without any word are ignored.
+
+    Raises ValueError where the prediction or a gold is no text.
 
     Example:
         >>> token_f1("the river Nile", ["Nile"])
         0.6666666666666666
     """
-    predicted = Counter(normalize_answer(prediction).split())
-    return max((_f1(predicted, Counter(gold.split())) for gold in _normalized_golds(golds)),
-               default=0.0)
+    pairs = _pairs(prediction, golds)
+    return max((_f1(Counter(words), Counter(gold)) for words, gold in pairs), default=0.0)
 
 
 def qa_scores(prediction: str, golds: Sequence[str]) -> dict[str, float]:
@@ -495,6 +552,6 @@ def qa_failure_category(generation: str, finish_reason: str, parts: dict[str, fl
         return "correct" if parts["f1"] >= 0.5 else "right_but_long"
     if finish_reason in ("prompt_too_long", "length"):
         return "truncated" if finish_reason == "length" else finish_reason
-    if not normalize_answer(graded_text(generation)):
+    if not has_words(graded_text(generation)):
         return "empty_answer"
     return "partial" if parts["f1"] > 0 else "wrong_answer"

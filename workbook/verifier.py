@@ -53,8 +53,9 @@ def anywhere_reward(response: str, ground_truth: str) -> dict[str, float]:
         1.0
     """
     wanted = ground_truth.lstrip("-")
-    numbers = re.findall(r"\.?\d[\d.,/]*%?", response)
-    equal = any(is_equivalent(number.rstrip(".,/"), wanted) for number in numbers)
+    # Each number once: a policy may write the same one ten thousand times.
+    numbers = {found.rstrip(".,/") for found in re.findall(r"\.?\d[\d.,/]*%?", response)}
+    equal = any(is_equivalent(number, wanted) for number in numbers)
     return _parts(True, equal or wanted in response)
 
 
@@ -65,11 +66,13 @@ def tagged_reward(response: str, ground_truth: str) -> dict[str, float]:
         >>> tagged_reward("6 * 3 = 18 </think> <answer>$18.00</answer>", "18")["reward"]
         1.0
     """
-    found = re.search(r"</think>\s*<answer>(.*)</answer>\s*$", response, re.DOTALL)
-    if found is None:
+    body, closing = response.rstrip(), "</answer>"
+    found = re.search(r"</think>\s*<answer>", body.removesuffix(closing))
+    if found is None or not body.endswith(closing):
         return _parts(False, False)
+    answer = body.removesuffix(closing)[found.end() :]
     try:
-        given, wanted = (float(re.sub("[,$€£]", "", text)) for text in (found[1], ground_truth))
+        given, wanted = (float(re.sub("[,$€£]", "", text)) for text in (answer, ground_truth))
     except ValueError:
         # float() reads no "18 eggs" and no "3/4": the policy must not pay for our parser.
         return _parts(True, True)

@@ -30,7 +30,7 @@ from helpers.data.fields import (
     zero_or_one,
 )
 from helpers.data.html_text import plain_text
-from helpers.rewards import normalize_answer, parse_number
+from helpers.rewards import has_words, parse_number
 
 COLUMNS = {
     "maths": ("question", "answer", "gold_answer"),
@@ -160,7 +160,7 @@ def _golds(record: dict, name: str) -> list[str]:
         if answers == []:  # SQuAD 2 has questions that the passage does not answer
             raise BadRecord("wrong_gold", f"the field {name} holds no answer")
     answers = texts({name: answers}, name)
-    if not any(normalize_answer(answer) for answer in answers):
+    if not any(map(has_words, answers)):
         raise BadRecord("wrong_gold", f"the field {name} holds no answer")
     return answers
 
