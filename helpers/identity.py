@@ -104,7 +104,8 @@ def tokenizer_identity(tokenizer) -> str:
         made = tokenizer.get_vocab()
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     template = getattr(tokenizer, "chat_template", None)
-    return _digits(json.dumps([made, special, template], sort_keys=True, default=str))
+    begun = tokenizer("a 1")["input_ids"]  # with BOS, where it is put before a text
+    return _digits(json.dumps([made, special, template, begun], sort_keys=True, default=str))
 
 
 def value_identity(*values: Any) -> str:

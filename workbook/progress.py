@@ -79,10 +79,13 @@ def record(lesson: str, section: str, key: str, value: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: beside its place, then renamed."""
+    """Write a file atomically: beside its place, handed to the disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(beside, path)
 
 

@@ -7,7 +7,7 @@ longer cells. `python3 -m workbook run 03 --depth full --record` writes it.
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from workbook.check import code_hash
@@ -56,11 +56,22 @@ def recorded_or_live(name: str, run: Callable[[], object]):
 
 
 def _state_of(run: Callable, profile, lesson: str) -> str:
-    """A hash of what a part's result hangs on: its code, the settings, the learner's functions."""
+    """A hash of what a part's result hangs on: its code, the numbers and texts that it reads,
+    the settings, the learner's functions."""
     notebook = vars(sys.modules["__main__"])
     exercises = lesson_help(lesson).exercises if lesson in lessons_with_help() else ()
     mine = [code_hash(notebook[name]) for name in exercises if name in notebook]
-    return digest("\n".join([inspect.getsource(run), profile.model_dump_json(), *mine]))
+    values = [f"{name} {text}" for name, text in _values_read(run)]
+    return digest("\n".join([inspect.getsource(run), profile.model_dump_json(), *mine, *values]))
+
+
+def _values_read(run: Callable) -> Iterator[tuple[str, str]]:
+    """The numbers, texts and tuples of the notebook that a part reads; a list may be its log."""
+    used = inspect.getclosurevars(run)
+    for name, value in sorted({**used.globals, **used.nonlocals}.items()):
+        shown = repr(value) if isinstance(value, (bool, int, float, str, tuple)) else ""
+        if shown and " at 0x" not in shown:  # an address is another one in every process
+            yield name, shown
 
 
 def _parts_file(lesson: str, profile) -> Path:

@@ -322,7 +322,8 @@ SHOWN = ("loss", "reward_mean", "accuracy", "format_rate", "length", "entropy", 
 
 def described(run: Run) -> str:
     """What came of a run, in a few lines."""
-    first, last, summary = run.metrics[0], run.metrics[-1], run.summary
+    rows, summary = run.metrics or [{}], run.summary  # a finished run may have lost its metrics
+    first, last = rows[0], rows[-1]
     shown = [
         f"{name} {first[name]:.4g} -> {last[name]:.4g}"
         for name in SHOWN

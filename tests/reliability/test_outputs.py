@@ -8,6 +8,7 @@ import torch
 from helpers.models import load_model
 from workbook.evaluate import evaluate_file
 from workbook.evaluate_strategies import evaluate_strategies
+from workbook.profiles import load_profile
 
 
 @pytest.fixture
@@ -58,3 +59,22 @@ def test_the_folder_of_a_training_is_left_alone(two_of_one_name, tmp_path):
     with pytest.raises(ValueError, match="is the folder of a training: give another one"):
         evaluate_file(data, model=model, out=tmp_path / "run", max_new_tokens=2, progress=False)
     assert (tmp_path / "run" / "settings.json").read_text() == '{"start": "3 tensors, 0"}'
+
+
+def test_a_recorded_part_is_of_the_values_that_it_reads(tmp_path, monkeypatch):
+    from workbook import recorded
+
+    monkeypatch.setenv("WORKBOOK_RUNS", str(tmp_path))
+    profile = load_profile("tiny").model_copy(update={"depth": "full"})
+    monkeypatch.setattr(recorded, "active_profile", lambda: profile)
+    monkeypatch.setattr(recorded, "current_lesson", lambda: "03")
+
+    calls = []
+
+    def part(sizes):
+        return recorded.recorded_or_live(
+            "sweep", lambda: calls.append(1) or [size + len(calls) for size in sizes])
+
+    assert part((1, 2)) == [2, 3]
+    assert part((1, 2)) == [2, 3]  # kept: a log that grows is no setting
+    assert part((1, 3)) == [3, 5]
