@@ -120,9 +120,24 @@ def _read_until(read_end: int, secret: bytes, deadline: float) -> tuple[bytes, b
 
 
 def _messages(data: bytes, secret: bytes) -> list[dict]:
-    """The messages among the lines that were read."""
+    """The messages among the lines that were read; a torn one is none."""
     lines = data.split(b"\n")[:-1]
-    return [json.loads(line[len(secret) :]) for line in lines if line.startswith(secret)]
+    found = [read_message(line[len(secret) :]) for line in lines if line.startswith(secret)]
+    return [message for message in found if message is not None]
+
+
+def read_message(text: bytes) -> dict | None:
+    """A JSON object; None for anything else: learner code may have written into the line."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return message if type(message) is dict else None
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal, or its number where it has none (those between two real-time ones)."""
+    return signal.Signals(number).name if number in set(signal.Signals) else str(number)
 
 
 def _exit_status(pid: int, patience: float = 0.5) -> int | None:
@@ -155,8 +170,7 @@ def _report(messages: list[dict], closed: bool, status: int | None) -> ChildRepo
     if status is None or status == CLOSED_FILES:
         return ChildReport(messages, "files")
     if status < 0:
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else -status
-        return ChildReport(messages, "died", f"signal {name}")
+        return ChildReport(messages, "died", f"signal {signal_name(-status)}")
     return ChildReport(messages, "died", f"exit code {status}")
 
 

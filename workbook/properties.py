@@ -17,6 +17,7 @@ because of the function.
 """
 
 import ast
+import dis
 import functools
 import hashlib
 import importlib.util
@@ -25,9 +26,10 @@ import linecache
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 
 import torch
 
@@ -43,12 +45,15 @@ from workbook.child import (
 )
 from workbook.hints import CourseFileError, lesson_help, reference_function, reference_parts
 from workbook.mistakes import Mistake, exercise_mistakes
-from workbook.pristine import LIBRARIES, Kept, as_kept
+from workbook.pristine import LIBRARIES, Kept, as_kept, beyond_reach, classes_of
 from workbook.progress import course_root
 
 TIME_LIMIT = 5.0  # seconds, for all properties of one exercise
 NAMING_LIMIT = 2.0  # seconds, for naming a mistake
 MEMORY_LIMIT_MB = 2048
+COURSE = ("workbook.", "workbook_checks_", "helpers", "tests.lessons")
+JUDGES = ("workbook_checks_", "tests.lessons.asserts", "workbook.values", "workbook.signature",
+          "workbook.properties", "workbook.child", "workbook.pristine")
 
 
 @dataclass
@@ -73,8 +78,12 @@ class Result:
         return 0.0 if self.outcome == "reference" else self.held / self.total
 
 
-def evaluate(lesson: str, name: str, function, seed: int | None = None) -> Result:
+def evaluate(
+    lesson: str, name: str, function, seed: int | None = None, more: Sequence = ()
+) -> Result:
     """Judge a function (or class) by the properties of an exercise, on fixtures of the seed.
+
+    more: functions that count as the course's own, beside the exercise's reference.
 
     Raises: CourseFileError where the lesson has no checks for the exercise.
     """
@@ -86,7 +95,7 @@ def evaluate(lesson: str, name: str, function, seed: int | None = None) -> Resul
         found, remark = _run_all(tests, function, seed)
         outcome = next((each["outcome"] for each in found if each["outcome"] != "passed"), "passed")
         result = Result(outcome, seed, len(tests), found, remark=remark)
-        if outcome == "passed" and is_or_forwards_to_reference(lesson, name, function, seed):
+        if outcome == "passed" and is_or_forwards_to_reference(lesson, name, function, seed, more):
             result.outcome = "reference"
         elif outcome in ("failed", "raised") and "ending" not in found[-1]:
             result.mistake = _named(lesson, name, function, seed)
@@ -154,8 +163,10 @@ def _load_checks(path: Path, _changed: int):
 def _run_all(tests: list, function, seed: int) -> tuple[list[dict], str]:
     """One result for each property that ran, and a remark where no child could be used."""
 
+    restore = _guard()
+
     def work(send):
-        restore = _guard()
+        restore()  # what learner code does at a fork comes before this line
         for test in tests:
             send(run_property(test, function, seed, restore))
 
@@ -164,14 +175,19 @@ def _run_all(tests: list, function, seed: int) -> tuple[list[dict], str]:
 
 
 def _guard() -> Callable:
-    """A function that puts libraries and the course's own modules back after learner code."""
-    own = [module for name, module in sys.modules.items()
-           if name.startswith(("workbook.", "workbook_checks_", "helpers.", "tests.lessons."))]
-    course = Kept(*own, asserts.CheckFailed)
+    """A function that puts libraries and the course's own modules back after learner code.
+
+    To be made before learner code runs: it restores what was there when it was made.
+    """
+    own = [module for name, module in sys.modules.items() if name.startswith(COURSE)]
+    judges = [module for name, module in sys.modules.items() if name.startswith(JUDGES)]
+    helpers = [module for module in own if module.__name__.startswith("helpers")]
+    course = Kept(*own, *classes_of(*helpers), whole=[*judges, *classes_of(*judges)])
+    put_back = beyond_reach(Kept.restore)
 
     def restore():
-        LIBRARIES.restore()
-        course.restore()
+        put_back(LIBRARIES)
+        put_back(course)
 
     return restore
 
@@ -189,9 +205,13 @@ def _isolated(work: Callable, seconds: float) -> tuple[ChildReport, str]:
 
 
 def _with_ending(report: ChildReport, tests: list) -> list[dict]:
-    """The results, with one more where the child did not reach its end."""
-    if report.ending == "finished":
+    """The results, with one more where the child did not reach its end, or lost one."""
+    names = [test.__name__ for test in tests]
+    said = [message.get("name") for message in report.messages]
+    if report.ending == "finished" and said == names:
         return report.messages
+    if said != names[: len(said)] or report.ending == "finished":
+        report = ChildReport([], "files")
     ending = {
         "timeout": f"it took longer than {TIME_LIMIT:g} s: is there a loop that never ends?",
         "memory": f"it asked for more than {MEMORY_LIMIT_MB} MB of memory.",
@@ -235,7 +255,7 @@ def _titled(test: Callable) -> dict:
 def _describe_error(error: BaseException, function) -> dict:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == _file_of(function)]
-    text = _error_text(error)
+    text = error_text(error)
     if own:
         line = linecache.getline(own[-1].filename, own[-1].lineno).strip()
         line = f"line {own[-1].lineno} of the cell: {line}"
@@ -251,24 +271,72 @@ def _describe_error(error: BaseException, function) -> dict:
     return {"outcome": "raised", "call": asserts.LAST.call, "error": says}
 
 
-def _error_text(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
+    """Kind and text of an error in at most 300 characters, whatever its class makes of them."""
+    kind = short(_CLASS_NAME(type(error)), 100)
     try:
-        text = f"{type(error).__name__}: {error}".rstrip(": ")
-    except Exception:  # an exception class whose own text raises
-        text = type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"
+        said = str.__getitem__(str(error), slice(1_000))  # plain, even of a subclass of str
+    except BaseException:  # an exception class whose own text raises
+        return kind
+    return short(f"{kind}: {said}".rstrip(": "))
+
+
+_CLASS_NAME = type.__dict__["__name__"].__get__
+
+
+def short(text: str, longest: int = 300) -> str:
+    """The start of a text, with a sign that there is more."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def is_stub(function) -> bool:
-    """Whether the function (or a method of the class) still raises NotImplementedError."""
-    return any("NotImplementedError" in code.co_names for code in codes(function))
+    """Whether the function (or a method of the class) does nothing but raise NotImplementedError.
+
+    One that raises it in a branch is no stub: some way through it ends in a result.
+    """
+    return any("NotImplementedError" in code.co_names and not _can_end(code)
+               for code in codes(function))
 
 
-def codes(function) -> list:
-    """The code objects of a function, of what it wraps, or of the methods of a class."""
-    function = getattr(function, "func", function)  # functools.partial
-    members = vars(function).values() if inspect.isclass(function) else [inspect.unwrap(function)]
-    return [member.__code__ for member in members if hasattr(member, "__code__")]
+def _can_end(code: CodeType) -> bool:
+    """Whether a way leads to a result; the compiler has left out what nothing can reach."""
+    ends = ("RETURN_VALUE", "RETURN_CONST", "YIELD_VALUE")
+    return any(step.opname in ends for step in dis.get_instructions(code))
+
+
+def codes(function) -> list[CodeType]:
+    """The code objects of a function, of what it wraps, or of the methods of a class.
+
+    Nothing of the object's own runs: neither its attributes nor its class can lie or raise.
+    """
+    is_class = issubclass(type(function), type)
+    members = list(_NAMESPACE(function).values()) if is_class else [function]
+    found, seen = [], set()
+    while members:
+        member = members.pop(0)
+        seen.add(id(member))
+        wrapped = _wrapped_by(member)
+        if wrapped is not None and id(wrapped) not in seen:  # functions may wrap each other
+            members.append(wrapped)
+        elif type(member) is FunctionType:
+            found.append(member.__code__)
+    return found
+
+
+_NAMESPACE = type.__dict__["__dict__"].__get__
+
+
+def _wrapped_by(member):
+    """The function in a partial, a method, a static method or a wrapper, else None."""
+    kinds = ((functools.partial, "func"), (MethodType, "__func__"),
+             (staticmethod, "__func__"), (classmethod, "__func__"))
+    for kind, name in kinds:
+        if type(member) is kind:
+            return getattr(member, name)
+    try:
+        return inspect.getattr_static(member, "__wrapped__", None)
+    except Exception:  # a class may have any __dict__
+        return None
 
 
 def _file_of(function) -> str | None:
@@ -287,7 +355,7 @@ def _plain(error: BaseException, frames: traceback.StackSummary, text: str) -> s
     if isinstance(error, RecursionError):
         return "it calls itself without end (RecursionError)."
     if not isinstance(error, Exception):
-        return f"it raises {type(error).__name__}, which is not for functions to raise."
+        return f"it raises {_CLASS_NAME(type(error))}, which is not for functions to raise."
     if "alloc" in text and "memory" in text:
         return f"it asked for more than {MEMORY_LIMIT_MB} MB of memory."
     return text
@@ -305,26 +373,36 @@ def _named(lesson: str, name: str, function, seed: int) -> Mistake | None:
     """The mistake that fits everywhere; None where none or several do, or time is short."""
     mistakes = exercise_mistakes(lesson, name).mistakes
 
+    restore = _guard()
+
     def work(send):
+        restore()
         fixtures, reference = _fixtures(lesson, name, seed), reference_function(name)
-        found = signature.name_mistake(function, reference, mistakes, fixtures, _guard())
+        found = signature.name_mistake(function, reference, mistakes, fixtures, restore)
         send({"mistake": mistakes.index(found) if found else None})
 
     report, _ = _isolated(work, NAMING_LIMIT) if mistakes else (ChildReport(), "")
-    index = report.messages[0]["mistake"] if report.messages else None
+    index = report.messages[0].get("mistake") if report.messages else None
     return None if index is None else mistakes[index]
 
 
-def is_or_forwards_to_reference(lesson: str, name: str, function, seed: int) -> bool:
-    """Whether a function is the course's own, or does something else without it."""
-    references = [reference_function(name), *reference_parts(name)]
-    own = {id(code) for reference in references for code in codes(reference)}
-    if own & {id(code) for code in codes(function)}:
+def is_or_forwards_to_reference(
+    lesson: str, name: str, function, seed: int, more: Sequence = ()
+) -> bool:
+    """Whether a function is the course's own (or one of `more`), or does something else without.
+
+    The same code counts, not the same object: a module may have been imported once more.
+    """
+    references = [reference_function(name), *reference_parts(name), *more]
+    own = {code for reference in references for code in codes(reference)}
+    if own & set(codes(function)):
         return True
+    restore = _guard()
 
     def work(send):
+        restore()
         fixtures = _fixtures(lesson, name, seed)
-        send({"forwards": signature.depends_on(function, references, fixtures, _guard())})
+        send({"forwards": signature.depends_on(function, references, fixtures, restore)})
 
     report, _ = _isolated(work, TIME_LIMIT)
-    return bool(report.messages and report.messages[0]["forwards"])
+    return bool(report.messages and report.messages[0].get("forwards"))

@@ -6,6 +6,7 @@ exact type, part by part, and only types of libraries are let through (`foreign`
 
 import math
 import sys
+from collections import OrderedDict, UserDict
 
 import numpy as np
 import torch
@@ -47,6 +48,9 @@ def same(first, second, tol: float | None = None) -> bool:
         return len(first) == len(second) and all(map(same, first, second, [tol] * len(first)))
     if kind is dict:
         return first.keys() == second.keys() and all(same(first[k], second[k], tol) for k in first)
+    if issubclass(kind, (dict, UserDict)) and _of_a_library(kind):
+        ordered = kind is not OrderedDict or list(first) == list(second)
+        return ordered and same(dict(first.items()), dict(second.items()), tol)
     if kind is float:
         tol = 1e-5 if tol is None else tol
         close = math.isclose(first, second, rel_tol=tol, abs_tol=tol)

@@ -12,7 +12,6 @@ forked child against the notebook. Both wrap `fn` with `watch`, so the failing c
 without the test's help.
 """
 
-import functools
 import inspect
 import math
 import random
@@ -106,9 +105,8 @@ def watch(fn, after=nothing):
     """
     if inspect.isclass(fn):
         return fn
-    name = getattr(fn, "__name__", "your_function")
+    name = _name_of(fn)
 
-    @functools.wraps(fn)
     def watched(*args, **kwargs):
         LAST.call, LAST.returned = call_text(name, args, kwargs), ""
         given, setting = copied([*args, kwargs]), settings()
@@ -129,7 +127,16 @@ def watch(fn, after=nothing):
                               + call_text(name, args, kwargs), MUTATION_HINT)
         return result
 
+    watched.__name__ = name
     return watched
+
+
+def _name_of(fn) -> str:
+    try:
+        name = fn.__name__
+    except Exception:  # an object may answer anything when it is asked for an attribute
+        name = ""
+    return name if type(name) is str and name else "your_function"
 
 
 SETTING_HINT = "All code that runs later would feel it. Use a block: `with torch.no_grad():`."
