@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
+
+# `-m` puts the folder at hand before everything else: a csv.py there is not ours to import.
+if sys.path and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(__file__)):
+    del sys.path[0]
+
+import difflib
 
 from workbook import VERBS, process, setup
 

@@ -76,6 +76,7 @@ class Kept:
         self, _vars=vars, _set=setattr, _del=delattr, _type=type, _is=isinstance,
         _missing=_MISSING, _left=_LEFT_ALONE, _builtins=builtins,
         _names=_BUILTIN_NAMES, _module=types.ModuleType, _list=list, _dict=dict,
+        _len=len, _pairs=zip,
         _mro=type.__dict__["__mro__"].__get__,
     ) -> list:
         """Put back what was changed; returns (owner, name, value) of what stood in its place."""
@@ -109,7 +110,14 @@ class Kept:
                 changed.append((function, "__kwdefaults__", function.__kwdefaults__))
                 function.__kwdefaults__ = _dict(items) if items else named
         for container, contents in self._contents:
-            if container != contents:
+            same = _len(container) == _len(contents)
+            if same and _is(container, _dict):
+                for name, value in contents.items():
+                    same = same and container.get(name, _missing) is value
+            elif same:
+                for one, other in _pairs(container, contents):
+                    same = same and one is other
+            if not same:
                 container.clear()
                 if _is(container, _list):
                     container.extend(contents)

@@ -17,14 +17,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbook import room
-from workbook.child import BoundedText
+from workbook.child import BoundedText, read_message, signal_name
+from workbook.pristine import beyond_reach
 from workbook.process import MEGABYTE
 
 MOST_SAID = 2 * MEGABYTE  # what a job may send before it counts as a flood
+LONGEST_DETAIL = 300
 GRACE = 10.0  # seconds after which a supervisor that does not answer is killed itself
 
 
@@ -99,7 +102,8 @@ def launch(prepare: Callable, work: Callable, limits: Limits, shown: list[Path] 
     """Start `work(prepare(), send)` in a confined child; `send(dict)` hands a message over.
 
     `prepare` is the course's own code and may read files; its Refused ends the job. `shown` is
-    what the room shows; None runs without a room.
+    what the room shows; None runs without a room. What `work` returns, if anything, is called with
+    a `send` in a fork of its process, where no thread of it goes on.
     """
     read_end, write_end = os.pipe()
     token = secrets.token_hex(16)
@@ -110,19 +114,25 @@ def launch(prepare: Callable, work: Callable, limits: Limits, shown: list[Path] 
         try:
             os.close(read_end)
             _supervisor(grader)
-            send = _sender(write_end, token)
-            _supervise(prepare, work, limits, shown, place, send, write_end)
+            _supervise(prepare, work, limits, shown, place, (write_end, token))
         finally:
             os._exit(1)
     os.close(write_end)
     return Job(pid, read_end, token, time.monotonic() + limits.seconds + GRACE, place)
 
 
-def _sender(write_end: int, token: str) -> Callable[[dict], None]:
+def _sender(
+    write_end: int, token: str, getpid=os.getpid, leave=os._exit, write=os.write, dumps=json.dumps
+) -> Callable[[dict], None]:
+    """What hands messages over for this process; a fork of it that comes back with one ends."""
+    process = getpid()
+
     def send(message: dict) -> None:
-        data = f"{token} {json.dumps(message)}\n".encode()
+        if getpid() != process:
+            leave(0)
+        data = f"{token} {dumps(message)}\n".encode()
         while data:
-            data = data[os.write(write_end, data) :]
+            data = data[write(write_end, data) :]
 
     return send
 
@@ -140,11 +150,15 @@ def _supervisor(grader: int) -> None:
         os._exit(1)
 
 
-def _supervise(prepare, work, limits: Limits, shown, place: Path, send, write_end: int) -> None:
+def _supervise(prepare, work, limits: Limits, shown, place: Path, pipe: tuple) -> None:
+    send = _sender(*pipe)
     try:
-        task = prepare()
-    except ValueError as error:  # Refused, or a file of the course that is not as it should be
-        send({"ending": "refused", "detail": str(error)})
+        with _bounded_memory(limits.memory_mb):
+            task = prepare()
+    except Exception as error:  # whatever a file holds, its row says why it has no score
+        known = isinstance(error, ValueError)  # Refused, or a file of the course
+        says = str(error) if known else f"it cannot be read ({type(error).__name__})"
+        send({"ending": "refused", "detail": says[:LONGEST_DETAIL]})
         return
     try:
         if shown is None:
@@ -156,14 +170,34 @@ def _supervise(prepare, work, limits: Limits, shown, place: Path, send, write_en
         return
     pid = os.fork()
     if pid == 0:
-        _first_process(work, task, limits, shown, place, send, write_end)
+        _first_process(work, task, limits, shown, place, pipe)
     try:
         report = _wait(pid, limits)
     except TimeoutError:
         report = ("died", "stopped")
     _end_all(pid)
-    shutil.rmtree(place, ignore_errors=True)  # the grader may be gone
+    _remove(place)  # the grader may be gone
     send({"ending": report[0], "detail": report[1]})
+
+
+@contextmanager
+def _bounded_memory(memory_mb: int):
+    """A limit on the memory that this process takes beyond what it has, where there can be one."""
+    import resource
+
+    held, before = _memory_held(), resource.getrlimit(resource.RLIMIT_AS)
+    if held is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (held + memory_mb * MEGABYTE, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _remove(place: Path) -> None:
+    """Remove a folder as far as that goes: without a room, learner code may have nested it."""
+    with suppress(OSError, RecursionError):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _try(function: Callable, *arguments) -> None:
@@ -173,7 +207,7 @@ def _try(function: Callable, *arguments) -> None:
         pass
 
 
-def _first_process(work, task, limits, shown, place: Path, send, write_end: int) -> None:
+def _first_process(work, task, limits, shown, place: Path, pipe: tuple) -> None:
     """Become process 1 of the room and run the work in process 2; its end is our end.
 
     Process 1 holds no code of the submission, so nothing in the room can keep it from ending.
@@ -186,16 +220,34 @@ def _first_process(work, task, limits, shown, place: Path, send, write_end: int)
             _try(room.prctl, room.DIE_WITH_PARENT, signal.SIGKILL)
             pid = os.fork()
             if pid:
-                os.close(write_end)
+                os.close(pipe[0])
                 _mirror(pid)
         else:
             os.chdir(place)
-        _confine(limits, write_end)
-        work(task, send)
+        _confine(limits, pipe[0])
+        _work(work, task, pipe)
         os._exit(0)
-    except Exception as error:
-        send({"remarks": [f"the grader stopped: {type(error).__name__}: {error}"]})
     finally:
+        os._exit(70)
+
+
+def _work(work: Callable, task, pipe: tuple) -> None:
+    """Do the work, and what it leaves to be done, in a fork: there no thread of it goes on."""
+    # Learner code runs in `work`: what is used behind it is bound before it.
+    fork, mirror, sender = os.fork, beyond_reach(_mirror), beyond_reach(_sender)
+    send = sender(*pipe)
+    try:
+        judge = work(task, send)
+        if judge is None:
+            return
+        send({})  # ends a fork of learner code that has come back
+        pid = fork()
+        if pid:
+            mirror(pid)
+        send = sender(*pipe)
+        judge(send)
+    except Exception as error:
+        send({"remarks": [f"the grader stopped: {type(error).__name__}: {error}"[:LONGEST_DETAIL]]})
         os._exit(70)
 
 
@@ -275,8 +327,8 @@ def _ending(code: int) -> tuple[str, str]:
     if code == 0:
         return "finished", ""
     number = -code if code < 0 else code - 128
-    if number > 0:
-        return "died", f"signal {signal.Signals(number).name}"
+    if code < 0 or number in signal.valid_signals():
+        return "died", f"signal {signal_name(number)}"
     return "died", f"exit code {code}"
 
 
@@ -298,7 +350,8 @@ def _descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            # Bytes: a process may call itself anything, and any process of the machine is read.
+            parent = int(path.read_bytes().rpartition(b")")[2].split()[1])
         except OSError:
             continue
         children.setdefault(parent, []).append(int(path.parent.name))
@@ -352,15 +405,17 @@ def _close(job: Job, ending: str, detail: str) -> None:
         _try(os.kill, job.pid, number)
         if _has_ended(job.pid, GRACE):
             break
-    shutil.rmtree(job.place, ignore_errors=True)
+    _remove(job.place)
     said = bytes(job.data[:MOST_SAID])
-    for line in said.splitlines():
+    for line in said.split(b"\n"):
         token, _, text = line.partition(b" ")
-        if token.decode("ascii", "replace") == job.token:
-            job.messages.append(json.loads(text))
-        else:
+        message = read_message(text) if token == job.token.encode() else None
+        if message is not None:
+            job.messages.append(message)
+        elif line:
             job.forged = True
-    if job.messages and "ending" in job.messages[-1] and ending == "died":
-        last = job.messages.pop()
-        ending, detail = last["ending"], last["detail"]
     job.ending, job.detail = ending, detail
+    last = job.messages[-1] if job.messages else {}
+    if ending == "died" and last.keys() == {"ending", "detail"}:
+        job.messages.pop()
+        job.ending, job.detail = str(last["ending"]), str(last["detail"])

@@ -7,30 +7,41 @@ for the exercises; a remark names it and its cell.
 """
 
 import ast
+import functools
 import json
 import linecache
 import os
 import re
 import signal
+import stat
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
-from workbook import hints
-from workbook.pristine import LIBRARIES, Kept
+from workbook import hints, signature
+from workbook.mistakes import exercise_mistakes, mistakes_file
+from workbook.pristine import LIBRARIES, Kept, Surroundings, beyond_reach, classes_of
 from workbook.process import MEGABYTE
 from workbook.progress import course_root
-from workbook.properties import evaluate, is_or_forwards_to_reference
+from workbook.properties import (
+    codes,
+    error_text,
+    evaluate,
+    is_or_forwards_to_reference,
+    is_stub,
+    short,
+)
 from workbook.sandbox import Refused
+from workbook.setup import ROOT
 
 MOST_MB = 20
 SETUP_SECONDS = 20.0  # it may import what the grader has not imported yet
 CELL_SECONDS = 5.0
-LONGEST_REMARK = 300
-COURSE = ("workbook.", "helpers.", "tests.lessons.")
+COURSE = ("workbook", "helpers", "tests")
 KEPT_VARIABLES = ("HOME", "TMPDIR", "WORKBOOK_ROOT", "OMP_NUM_THREADS")
 
 
@@ -76,19 +87,16 @@ def read_submission(path: Path, lesson: str | None = None) -> Submission:
     ]
     strange = [name for name in held if name not in known]
     if strange:
-        remarks.append(f"not run, no exercise of lesson {lesson}: {', '.join(strange[:5])}")
+        names = ", ".join(short(name, 60) for name in strange[:5])
+        remarks.append(f"not run, no exercise of lesson {lesson}: {names}")
     return submission
 
 
 def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise Refused("it is not a file")
-    size = path.stat().st_size / MEGABYTE
-    if size > MOST_MB:
-        raise Refused(f"it has {size:.0f} MB, more than {MOST_MB}: clear its outputs")
+    data = _read_file(path)
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
+        notebook = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
         raise Refused(f"it cannot be read: {error}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise Refused(f"it is not a notebook, for it is not JSON ({error})") from error
@@ -96,8 +104,28 @@ def _read_json(path: Path) -> dict:
     if form is None or not isinstance(notebook.get("cells", []), list):
         raise Refused("it is JSON, but not a notebook")
     if form != 4 or "cells" not in notebook:
-        raise Refused(f"it is in notebook format {form!r}, not 4: save it again in JupyterLab")
+        said = short(str(form), 20)
+        raise Refused(f"it is in notebook format {said}, not 4: save it again in JupyterLab")
     return notebook
+
+
+def _read_file(path: Path) -> bytes:
+    """The bytes of a file that is one: no link, no pipe, no folder, and not gone meanwhile."""
+    if path.is_symlink():
+        raise Refused("it is a symbolic link, which is not followed: hand in the file itself")
+    try:
+        # What stands here may change between a look and the opening: the open file is looked at.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise Refused("it is not a file")
+            if found.st_size > MOST_MB * MEGABYTE:
+                size = f"{found.st_size / MEGABYTE:.0f} MB, more than {MOST_MB}"
+                raise Refused(f"it has {size}: clear its outputs")
+            return file.read(MOST_MB * MEGABYTE)
+    except OSError as error:
+        raise Refused(f"it cannot be read: {error.strerror}") from error
 
 
 def _code_cells(notebook: dict) -> tuple[list[Cell], list[str]]:
@@ -116,11 +144,16 @@ def _code_cells(notebook: dict) -> tuple[list[Cell], list[str]]:
 def _code_cell(number: int, cell: dict) -> Cell:
     source = cell["source"]
     text = source if isinstance(source, str) else "".join(source)
-    metadata = cell.get("metadata", {})
-    nbgrader = metadata.get("nbgrader", {})
+    metadata = _typed(cell.get("metadata"), dict)
+    nbgrader = _typed(metadata.get("nbgrader"), dict)
     name = nbgrader.get("grade_id") if nbgrader.get("solution") else ""
-    is_setup = "setup" in metadata.get("tags", [])
-    return Cell(number, text, is_setup, name if isinstance(name, str) else "")
+    is_setup = "setup" in _typed(metadata.get("tags"), list)
+    return Cell(number, text, is_setup, _typed(name, str))
+
+
+def _typed(value, kind: type):
+    """A value of the metadata, or an empty one where it is of another type than it should be."""
+    return value if isinstance(value, kind) else kind()
 
 
 def _find_lesson(file_name: str, cells: list[Cell]) -> str:
@@ -144,37 +177,93 @@ def _begun(source: str) -> list[str]:
 def setup_of(lesson: str) -> str:
     """The course's own set-up cell of a lesson; "" where the lesson is not built."""
     for path in (course_root() / "lessons").glob(f"{lesson}_*.ipynb"):
-        cells, _ = _code_cells(_read_json(path))
+        cells, _ = _code_cells(_read_json(path.resolve()))
         return "\n".join(cell.source for cell in cells if cell.is_setup)
     return ""
 
 
-def attempt(submission: Submission, seed: int, send: Callable[[dict], None]) -> None:
-    """Run the cells, then check every exercise; one message for each, remarks in between."""
+def attempt(submission: Submission, seed: int, send: Callable[[dict], None]) -> Callable:
+    """Run the cells; returns what checks every exercise, to be called in a fork of this process.
+
+    Messages: the lesson, then remarks on the cells, then one for each exercise. The fork leaves
+    behind the threads that a cell has started; what a cell has changed is put back in there.
+    """
     bare_environment()
     send({"lesson": submission.lesson, "remarks": submission.remarks})
     notebook = ModuleType("__main__")  # where `ready`, dataclasses and pickle look for it
     notebook.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = notebook
     LIBRARIES.restore()  # some libraries wrap functions of others when they are imported
-    course = Kept(*[module for name, module in sys.modules.items() if name.startswith(COURSE)])
+    put_back, course, around = beyond_reach(Kept.restore), _keep_course(), Surroundings()
+    surroundings = beyond_reach(Surroundings.restore)
     remarks = _run_cells(submission, vars(notebook))
-    changed = [*LIBRARIES.restore(), *course.restore()]
-    sys.settrace(None)
-    sys.setprofile(None)
-    remarks += [f"it changes {_name_of(owner)}.{name}" for owner, name, _ in changed[:5]]
-    send({"remarks": [_short(remark) for remark in remarks]})
-    elsewhere = _defined_elsewhere(submission.cells)
-    for name in submission.exercises:
-        send(_judge(submission.lesson, name, vars(notebook).get(name), elsewhere, seed))
+
+    def judge(send: Callable[[dict], None]) -> None:
+        changed = [*put_back(LIBRARIES), *put_back(course)]
+        others = surroundings(around)
+        changed = [f"{_name_of(owner)}.{name}" for owner, name, _ in changed] + others
+        for cached in _caches():  # what they hold may have been changed, too
+            cached.cache_clear()
+        remarks.extend(f"it changes {name}" for name in changed[:5])
+        send({"remarks": [short(remark) for remark in remarks]})
+        elsewhere = _defined_elsewhere(submission.cells)
+        for name in submission.exercises:
+            send(_judged(submission.lesson, name, vars(notebook).get(name), elsewhere, seed))
+
+    return judge
+
+
+def _keep_course() -> Kept:
+    """The modules of the course and their classes, constants included."""
+    modules = [module for name, module in sys.modules.items()
+               if name.partition(".")[0] in COURSE or name.startswith("workbook_")]
+    return Kept(whole=[*modules, *classes_of(*modules)])
+
+
+def _caches() -> list:
+    """The caches of what the course has read from its files."""
+    modules = (hints, sys.modules["workbook.properties"], sys.modules["workbook.mistakes"])
+    return [each for module in modules for each in vars(module).values()
+            if hasattr(each, "cache_clear")]
 
 
 def _name_of(owner) -> str:
-    return owner.__name__
+    return getattr(owner, "__qualname__", None) or getattr(owner, "__name__", "an object")
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_REMARK else text[: LONGEST_REMARK - 1] + "…"
+def course_codes(lesson: str) -> list[frozenset[CodeType]]:
+    """The code objects in the course's own solutions, mistakes and helpers, files read as text.
+
+    Read before a room hides the solutions. A code object equals another that was compiled from
+    the same lines of the same text, whatever it was imported as.
+    """
+    paths = [*(course_root() / "solutions").glob(f"{lesson}_*.py"), mistakes_file(lesson)]
+    paths += [path for root in (ROOT, course_root()) for path in (root / "helpers").rglob("*.py")]
+    return [_codes_in(path) for path in paths]
+
+
+@functools.lru_cache(maxsize=512)
+def _codes_in(path: Path) -> frozenset[CodeType]:
+    found, waiting = set(), []
+    with suppress(OSError, SyntaxError, ValueError):
+        waiting.append(compile(path.read_text(encoding="utf-8"), str(path), "exec"))
+    while waiting:
+        inside = [each for each in waiting.pop().co_consts if isinstance(each, CodeType)]
+        found.update(inside)
+        waiting += inside
+    return frozenset(found)
+
+
+def _comes_from_course(lesson: str, function) -> bool:
+    """Whether the code of a function stands in a file of the course."""
+    folders = tuple(
+        os.path.join(root, name, "")
+        for root in (ROOT, course_root()) for name in ("helpers", "solutions", "tests", "workbook")
+    )
+    return any(
+        code.co_filename.startswith(folders) or any(code in own for own in course_codes(lesson))
+        for code in codes(function)
+    )
 
 
 def _run_cells(submission: Submission, names: dict) -> list[str]:
@@ -198,16 +287,20 @@ def _run_cell(cell: Cell, names: dict) -> str:
     """Run one cell; the sentence that says what stopped it, or ""."""
     place = f"cell {cell.number}" if cell.number else "the course's own set-up cell"
     name = f"<{place}>"
+    try:
+        code = compile(cell.source, name, "exec")
+    except SyntaxError as error:
+        return f"{place}, line {error.lineno}: this is not Python ({error.msg})"
+    except (ValueError, RecursionError, MemoryError) as error:
+        return f"{place}: this is not Python ({error_text(error)})"
     linecache.cache[name] = (len(cell.source), None, cell.source.splitlines(True), name)
     seconds = CELL_SECONDS if cell.exercise else SETUP_SECONDS
     signal.signal(signal.SIGALRM, _ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        exec(compile(cell.source, name, "exec"), names)
-    except SyntaxError as error:
-        return f"{place}, line {error.lineno}: this is not Python ({error.msg})"
+        exec(code, names)
     except BaseException as error:  # SystemExit and KeyboardInterrupt are learner code, too
-        return f"{place} stops with {type(error).__name__}: {_text_of(error)}"
+        return f"{place} stops with {error_text(error)}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return ""
@@ -215,13 +308,6 @@ def _run_cell(cell: Cell, names: dict) -> str:
 
 def _ring(*_) -> None:
     raise TimeoutError("it takes too long")
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return _short(str(error))
-    except Exception:
-        return "(its text raises)"
 
 
 def _defined_elsewhere(cells: list[Cell]) -> dict[str, int]:
@@ -243,23 +329,34 @@ def _defined_elsewhere(cells: list[Cell]) -> dict[str, int]:
     return found
 
 
+def _judged(lesson: str, name: str, function, elsewhere: dict[str, int], seed: int) -> dict:
+    """The message about one exercise; one that cannot be judged costs no other its points."""
+    try:
+        return _judge(lesson, name, function, elsewhere, seed)
+    except Exception as error:
+        says = f"{name} could not be judged: {error_text(error)}"
+        return {"exercise": name, "outcome": "raised", "remarks": [short(says)]}
+
+
 def _judge(lesson: str, name: str, function, elsewhere: dict[str, int], seed: int) -> dict:
-    """The message about one exercise."""
-    if not callable(function) or isinstance(function, ModuleType):
+    if not callable(function) or issubclass(type(function), ModuleType):
         remarks = [_not_run(name, elsewhere[name])] if name in elsewhere else []
         return {"exercise": name, "outcome": "not attempted", "remarks": remarks}
-    result = evaluate(lesson, name, function, seed)
+    more = _own_functions(lesson, name)
+    result = evaluate(lesson, name, function, seed, more)
     outcome = result.outcome
     ran_through = result.properties and "ending" not in result.properties[-1]
     if outcome in ("failed", "raised") and result.held and ran_through:
         # A wrapper that spoils one case on purpose would earn the reference's points elsewhere.
-        if is_or_forwards_to_reference(lesson, name, function, seed):
+        if is_or_forwards_to_reference(lesson, name, function, seed, more):
             outcome = "reference"
+    if not is_stub(function) and _comes_from_course(lesson, function):
+        outcome = "reference"
     errors = [found["error"] for found in result.properties if found.get("error")]
     undefined = re.findall(r"NameError: name '(\w+)' is not defined", " ".join(errors))
     lacking = set(undefined) & set(elsewhere)
     remarks = [_not_run(helper, elsewhere[helper]) for helper in sorted(lacking)]
-    remarks = remarks or [_short(f"{name}: {error}") for error in errors[:1]]
+    remarks = remarks or [short(f"{name}: {error}") for error in errors[:1]]
     return {
         "exercise": name,
         "outcome": outcome,
@@ -267,6 +364,14 @@ def _judge(lesson: str, name: str, function, elsewhere: dict[str, int], seed: in
         "mistake": result.mistake.name if result.mistake else "",
         "remarks": remarks,
     }
+
+
+def _own_functions(lesson: str, name: str) -> list:
+    """What else is the course's own: right variants among the mistakes, second imports."""
+    known = exercise_mistakes(lesson, name)
+    own = [*known.variants, *known.bases]
+    references = [hints.reference_function(name), *hints.reference_parts(name)]
+    return [*own, *signature.copies_of([*references, *own])]
 
 
 def _not_run(name: str, number: int) -> str:
@@ -283,7 +388,7 @@ def _says(result: dict) -> str:
     parts = [result.get("error", ""), result.get("call", ""), result.get("hint", "")]
     if result.get("expected"):
         parts.insert(2, f"expected {result['expected']}, got {result.get('got', '')}")
-    return _short(" | ".join(part for part in parts if part))
+    return short(" | ".join(part for part in parts if part))
 
 
 def bare_environment() -> None:
