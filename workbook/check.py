@@ -56,11 +56,11 @@ def code_hash(function) -> str:
     In a notebook a class has no file to be found in, but its methods have.
     """
     parts = [function]
-    if inspect.isclass(function):
+    if issubclass(type(function), type):
         parts = [part for part in vars(function).values() if inspect.isfunction(part)]
     try:
         return digest("".join(map(inspect.getsource, parts)))
-    except (OSError, TypeError):  # typed at a prompt, or built by other code
+    except Exception:  # typed at a prompt, built by other code, or an object that answers nothing
         return digest(repr(codes(function)))
 
 

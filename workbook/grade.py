@@ -18,10 +18,10 @@ this grader, one that searches memory for the grader's own objects, can forge a 
 could not do so by accident. A pasted copy of the course's code is not recognised. Limits on memory
 count for each process, not for their sum. The room is as strong as the kernel: it keeps out
 careless and mischievous code, not somebody with an unknown hole in Linux; use a machine without
-secrets for people whom you do not know. Names and scores of the submissions graded before are in the memory of
-the grader, and so of the processes forked from it. Where the system allows no room (macOS, some
-containers) the limits that are missing are printed before the first submission runs; root refuses
-to grade without one.
+secrets for people whom you do not know. Names and scores of the submissions graded before are in
+the memory of the grader, and so of the processes forked from it. Where the system allows no room
+(macOS, some containers) the limits that are missing are printed before the first submission runs;
+root refuses to grade without one.
 """
 
 import ast

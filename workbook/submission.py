@@ -116,10 +116,11 @@ def _read_file(path: Path) -> bytes:
     try:
         # What stands here may change between a look and the opening: the open file is looked at.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(descriptor)
+            raise Refused("it is not a file")
         with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise Refused("it is not a file")
             if found.st_size > MOST_MB * MEGABYTE:
                 size = f"{found.st_size / MEGABYTE:.0f} MB, more than {MOST_MB}"
                 raise Refused(f"it has {size}: clear its outputs")
@@ -295,6 +296,7 @@ def _run_cell(cell: Cell, names: dict) -> str:
         return f"{place}: this is not Python ({error_text(error)})"
     linecache.cache[name] = (len(cell.source), None, cell.source.splitlines(True), name)
     seconds = CELL_SECONDS if cell.exercise else SETUP_SECONDS
+    set_limit, limit = sys.setrecursionlimit, sys.getrecursionlimit()
     signal.signal(signal.SIGALRM, _ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -302,6 +304,7 @@ def _run_cell(cell: Cell, names: dict) -> str:
     except BaseException as error:  # SystemExit and KeyboardInterrupt are learner code, too
         return f"{place} stops with {error_text(error)}"
     finally:
+        set_limit(limit)  # what follows needs its room
         signal.setitimer(signal.ITIMER_REAL, 0)
     return ""
 

@@ -103,7 +103,7 @@ def watch(fn, after=nothing):
     A call also fails the property at hand when it changes its arguments or a setting of the
     process, or returns an object that is neither plain data nor of a library.
     """
-    if inspect.isclass(fn):
+    if issubclass(type(fn), type):  # isinstance would ask the object itself
         return fn
     name = _name_of(fn)
 
