@@ -1,5 +1,6 @@
 """Tree of thought: propose steps, score them, keep the best, within a budget of tokens."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -67,6 +68,11 @@ def tree_of_thought(
             stopped = "dead_end"
             break
         scores = score(list(longer)) if longer else []
+        if unranked := [value for value in scores if not math.isfinite(value)]:
+            raise ValueError(
+                f"score gave {unranked[0]} for a solution at level {level + 1}, which has no rank: "
+                "it must give finite numbers."
+            )
         new = [(text, final, value)
                for (text, final), value in zip(longer.items(), scores, strict=True)]
         kept = sorted(ended + new, key=lambda thought: -thought[2])[:width]  # a stable sort

@@ -1,5 +1,6 @@
 """Reward models: a scalar head trained on pairs of responses."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -94,6 +95,19 @@ class _Pair(NamedTuple):
         return max(self.layout.positions) + 1
 
 
+def _margin(value, row: int) -> float:
+    """Raises ValueError for a margin that is no finite number."""
+    try:
+        margin = 0.0 if value is None else float(value)
+    except (TypeError, ValueError):
+        margin = math.nan
+    if not math.isfinite(margin):
+        raise ValueError(
+            f"Row {row} of the data: margin must be a finite number, but it is {value!r}."
+        )
+    return margin
+
+
 class RewardModelling(Method):
     """What a reward model adds to the loop: both responses of a pair in one pass."""
 
@@ -121,7 +135,7 @@ class RewardModelling(Method):
             else:
                 self.pairs.append(pair)
                 self.places.append(place)
-                self.margins.append(0.0 if margin is None else float(margin))
+                self.margins.append(_margin(margin, place))
         self.report = report.finish(len(self.pairs))
         self.digest = data_digest(read)
         self.lengths = [len(pair.input_ids) for pair in self.pairs]

@@ -34,6 +34,11 @@ from helpers.training.shared_prompt import SharedRow, cut_rows, shared_batch
 FAR_APART = 0.05
 
 
+def mean_if_finite(values: Sequence[float]) -> float | None:
+    """None where one is no finite number; statistics.fmean raises for inf - inf."""
+    return fmean(values) if all(map(math.isfinite, values)) else None
+
+
 class RolloutLoop(Loop):
     """A loop whose examples are sampled anew at each step."""
 
@@ -239,10 +244,9 @@ class RolloutLoop(Loop):
             losses.append(loss)
             norms.append(math.nan if norm is None else norm)
             sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
-        loss, norm = fmean(losses), fmean(norms)
         return {
-            "loss": loss if math.isfinite(loss) else None,
-            "grad_norm": norm if math.isfinite(norm) else None,
+            "loss": mean_if_finite(losses),
+            "grad_norm": mean_if_finite(norms),
             "updates": len(losses),
             **start,
             **self.method.metrics(sums),
