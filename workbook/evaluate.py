@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from helpers.data import LoadReport, load_records
-from helpers.evaluation import Summary, evaluate
+from helpers.evaluation import Summary, evaluate, write_json
 from helpers.identity import model_identity
 from helpers.models import load_model
 from helpers.prompts import load_template
 from helpers.rewards import qa_reward, r1_zero_reward
 from helpers.rollout import SamplingSettings, check_engine
-from workbook.outputs import claim
+from workbook.outputs import SETTINGS, claim
 from workbook.profiles import Profile, load_profile
 from workbook.progress import run_root
 
@@ -113,6 +113,7 @@ def evaluate_file(
         "engine": engine,
         "sampling": asdict(sampling)}
     claim(folder, settings, ("model", "adapter", "weights", "data"))
+    write_json(folder / SETTINGS, settings)
     summary = evaluate(policy, tokenizer, records, prompt=template, reward_fn=reward_fn,
                        out_dir=folder, sampling=sampling, load_report=report,
                        batch_size=chosen.engine.batch_size, engine=engine, progress=progress)

@@ -15,7 +15,7 @@ from helpers.rollout import SamplingSettings, check_engine
 from helpers.strategies import STRATEGIES, compare_strategies, run_strategy
 from helpers.strategies.asking import form_named, strategy_named
 from workbook.evaluate import load_policy
-from workbook.outputs import claim
+from workbook.outputs import COMPARISON, claim
 from workbook.profiles import load_profile
 from workbook.progress import run_root
 
@@ -70,6 +70,7 @@ def evaluate_strategies(
                 "examples": str(examples), "limit": limit, "form": form, "profile": profile,
                 "engine": engine, "sampling": asdict(sampling), "tree": asdict(tree)}
     claim(folder, settings, settings)
+    (folder / COMPARISON).unlink(missing_ok=True)  # of the rows that are now replaced
     results = {
         each: _run(policy, tokenizer, problems, each, folder, sampling=sampling, examples=pool,
                    form=form, engine=engine, batch_size=chosen.engine.batch_size, tree=tree,
@@ -77,7 +78,7 @@ def evaluate_strategies(
         for each in names
     }
     comparison = compare_strategies(results)
-    write_json(folder / "comparison_results.json",
+    write_json(folder / COMPARISON,
                comparison | {"settings": settings, "load_report": report.as_dict()})
     print_comparison(comparison, title=f"{_names_of(name, adapter)} on {Path(data).name}")
     print(report.describe())

@@ -48,7 +48,7 @@ def test_strategies_of_other_weights_are_not_left_beside_new_ones(two_of_one_nam
     with pytest.warns(UserWarning, match="weights"):
         evaluate_strategies("zero_shot_cot", model=second, **options)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"zero_shot_cot_results.jsonl", "comparison_results.json", "settings.json"}
+    assert names == {"zero_shot_cot_results.jsonl", "comparison_results.json"}
     assert (tmp_path / "out-before-1" / "zero_shot_results.jsonl").exists()
 
 
