@@ -4,8 +4,9 @@
 them back. Notation: P prompts, n samples a prompt, B = P * n rows, V vocabulary.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -14,7 +15,8 @@ from torch import nn
 from transformers import DynamicCache
 
 from helpers.logprobs import at_temperature
-from helpers.probes import holds, text_config, trial_ids
+from helpers.modes import evaluation_mode
+from helpers.probes import holds, same_scores, text_config, trial_ids
 from helpers.prompt_cache import SharedPromptLayer, may_share_prompts, shared_prompt_attention
 from helpers.quantization import is_plain_update
 from helpers.reading import chosen_logits, positions_of
@@ -226,22 +228,47 @@ def _cut(probs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
 def merged_adapters(model) -> Iterator[None]:
     """Inside, a float32 model on the CPU has its LoRA layers added to its weights: W + s B A.
 
-    Two small products a layer cost more than their share when one token is decoded. The weights of
-    before come back as they were: taking the sum off again would leave its rounding in them.
+    Two small products a layer cost more than their share when one token is decoded. A few tokens
+    are read both ways first: where merging changes the scores, the layers stay as they are.
+
+    Each merged layer gets a weight of its own, so that an embedding which shares the old one stays
+    as it is. The old ones come back: taking the sum off again would leave its rounding in them.
     """
-    before = []
-    for layer in model.modules():
-        if _may_merge(layer):
-            weight, name = layer.get_base_layer().weight, layer.active_adapters[0]
-            before.append((layer, weight, weight.data))
-            weight.data = weight.data + layer.get_delta_weight(name).detach()
-            layer.merged_adapters.append(name)
-    try:
+    layers = [layer for layer in model.modules() if _may_merge(layer)]
+    right = _trial_scores(model) if layers else None
+    with ExitStack() as undo:
+        for layer in layers:
+            undo.callback(_merge(layer))
+        if layers and not same_scores(_trial_scores(model), right):
+            undo.close()
+            warnings.warn(
+                f"In {type(model).__name__} merged LoRA layers do not do as they do alone, so "
+                "sampling leaves them apart, which is slower.",
+                stacklevel=3,
+            )
         yield
-    finally:
-        for layer, weight, values in before:
-            weight.data = values
-            layer.merged_adapters.clear()
+
+
+def _merge(layer: LoraLinear) -> Callable[[], None]:
+    """Add the active adapter to the weight of a layer; returns what puts the old one back."""
+    base, name = layer.get_base_layer(), layer.active_adapters[0]
+    before = base.weight
+    merged = before.data + layer.get_delta_weight(name).detach()
+    base.weight = nn.Parameter(merged, requires_grad=False)
+    layer.merged_adapters.append(name)
+
+    def put_back() -> None:
+        base.weight = before
+        layer.merged_adapters.clear()
+
+    return put_back
+
+
+def _trial_scores(model) -> torch.Tensor:
+    """Logits (T, V) of a few tokens, in the precision of the weights."""
+    ids = torch.tensor(trial_ids(model, 8), device=model.device)
+    with evaluation_mode(model), torch.autocast(model.device.type, enabled=False):
+        return model(input_ids=ids, use_cache=False).logits[0]
 
 
 def _may_merge(layer: nn.Module) -> bool:

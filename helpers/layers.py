@@ -166,6 +166,10 @@ class AwqLinear(nn.Linear):
 class _PackedWords(torch.Tensor):
     """Words of eight numbers each, to which peft's merge cannot add its update."""
 
+    def normal_(self, *_, **__):
+        """Missing ones are no numbers to draw: whoever loads the model says that they lack."""
+        return self
+
     def __iadd__(self, other):
         raise RuntimeError(
             "An adapter cannot be merged into packed 4-bit weights in place: write a plain "

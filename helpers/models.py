@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -18,8 +18,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from helpers import loading
 from helpers import quantization as quantize
 from helpers.logprobs import at_least_float32
+from helpers.modes import evaluation_mode
+from helpers.probes import same_scores, trial_ids
 from helpers.quantization import footprint as footprint
 from helpers.reading import positions_of, read_rows
 from helpers.reference import Reference as Reference
@@ -101,9 +104,7 @@ def load_model(
     model, tokenizer, _ = _load(AutoModelForCausalLM, source, revision, quantization, device, dtype)
     _freeze_half_precision(model)
     if adapter is not None:
-        with _one_sentence("adapter", str(adapter)):
-            model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable_adapter)
-        _name_base(model, source)
+        model = put_adapter(model, str(adapter), source, trainable=trainable_adapter)
     elif lora is not None:
         model = _with_new_lora(model, lora)  # peft makes the layers float32 itself
     return model.eval(), tokenizer
@@ -194,7 +195,7 @@ def load_reward_model(
         >>> model, tokenizer = load_reward_model("workbook/assets/base", lora=LoraSettings())
     """
     _refuse_two_adapters(adapter, lora)
-    model, tokenizer, loading = _load(
+    model, tokenizer, is_new_head = _load(
         AutoModelForSequenceClassification,
         str(name_or_path),
         None,
@@ -203,14 +204,18 @@ def load_reward_model(
         dtype,
         num_labels=1,
     )
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise ValueError(
+            f"{type(model).__name__} has no linear layer named score, which the token rewards of "
+            f"a reward model are read with: give another model than {name_or_path}."
+        )
     model.config.pad_token_id = tokenizer.pad_token_id  # the hub's own pooling needs it
     _freeze_half_precision(model)
     model.score.float().requires_grad_(True)
-    if "score.weight" in loading["missing_keys"]:
+    if is_new_head:
         _draw_head(model.score, seed)
     if adapter is not None:
-        model = _with_reward_adapter(model, str(adapter))
-        _name_base(model, str(name_or_path))
+        model = put_adapter(model, str(adapter), str(name_or_path), task=TaskType.SEQ_CLS)
     elif lora is not None:
         model = _with_new_lora(model, lora, TaskType.SEQ_CLS)  # trains and saves the head too
     return RewardModel(model).eval(), tokenizer
@@ -223,43 +228,42 @@ def _draw_head(head: nn.Linear, seed: int) -> None:
     head.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
 
 
-def _with_reward_adapter(model, adapter: str) -> PeftModel:
-    with _one_sentence("adapter", adapter):
-        task = PeftConfig.from_pretrained(adapter).task_type
-    if task != TaskType.SEQ_CLS:
-        raise ValueError(
-            f"The adapter {adapter} belongs to a language model and holds no reward head: merge it "
-            "into its base model first and give the merged folder as name_or_path."
-        )
-    with _one_sentence("adapter", adapter):
-        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+def put_adapter(
+    model, adapter: str, source: str, *, task=TaskType.CAUSAL_LM, trainable: bool = True
+) -> PeftModel:
+    """The base model with a saved adapter on it; see `helpers.loading.load_adapter`.
 
-
-def _name_base(model: PeftModel, source: str) -> None:
-    """An adapter names the base that it was saved with; peft reads its configuration to save anew,
-    and prints a warning where that path does not lead anywhere from here."""
-    for config in model.peft_config.values():
+    source: the base's name or folder. An adapter names the base that it was saved with; peft reads
+    its configuration to save anew, and prints a warning where that path does not lead anywhere.
+    """
+    with _one_sentence("adapter", adapter):
+        adapted = loading.load_adapter(model, adapter, task, trainable=trainable)
+    for config in adapted.peft_config.values():
         config.base_model_name_or_path = source
+    return adapted
 
 
 def _load(auto_class, source, revision, quantization, device, dtype, **config_options):
-    """(model on its device, tokenizer with a padding token, transformers' loading report)."""
+    """(model on its device, tokenizer with a padding token, whether the reward head is new)."""
     with _one_sentence("model", source):
         # The small file first: an unreachable hub is waited for once.
-        config = AutoConfig.from_pretrained(source, revision=revision, **config_options)
+        config = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=False, **config_options
+        )
         tokenizer = _load_tokenizer(source, revision)
     kind = quantize.resolve_quantization(quantization, config, source)
     device = _resolve_device(device)
     dtype = _resolve_dtype(dtype, device, auto_class, config)
     arguments = quantize.loading_arguments(kind, config, device, dtype)
     with _one_sentence("model", source), _quiet_loading():
-        model, loading = auto_class.from_pretrained(
-            source, config=config, revision=revision, output_loading_info=True, **arguments
+        model, is_new_head = loading.load_checkpoint(
+            auto_class, source, config=config, revision=revision, **arguments
         )
+        loading.require_special_tokens(model, tokenizer)
     if kind is None:
         _cast(model.to(device), dtype)
     quantize.finish_loading(model, kind)
-    return model, tokenizer, loading
+    return model, tokenizer, is_new_head
 
 
 def _cast(model, dtype: torch.dtype) -> None:
@@ -279,17 +283,43 @@ def merge_adapter(model, tokenizer, folder: str | Path) -> Path:
     out first, at the model's dtype: 4-bit numbers cannot take up an update smaller than their
     steps, and AWQ's are packed beyond changing. The result needs no adapter, and more memory.
 
-    Returns the folder, which `load_model` or `load_reward_model` reads.
+    Returns the folder, which `load_model` or `load_reward_model` reads. Raises ValueError for an
+    adapter that is no plain LoRA, and where the merged model does not score as the model does.
     """
-    inner = model.model if isinstance(model, RewardModel) else model
+    is_reward = isinstance(model, RewardModel)
+    inner = model.model if is_reward else model
     plain = quantize.plain_copy(inner)
+    _require_same_scores(model, RewardModel(plain) if is_reward else plain)
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
 
 
+def _require_same_scores(model, merged) -> None:
+    """A merge that lost a part would be another model under this one's name."""
+    ids = torch.tensor(trial_ids(model, 16), device=model.device)
+    kind = quantize.stored_quantization(model.config)
+    is_exact = model.config.dtype in (torch.float32, None) and kind != "int8"
+    with evaluation_mode(model), torch.autocast(model.device.type, enabled=False):
+        right, found = _scores(model, ids), _scores(merged, ids)
+    if not same_scores(found, right, **({} if is_exact else {"tolerance": 0.2})):
+        raise ValueError(
+            f"The merged {type(model).__name__} does not score a few tokens as the model with its "
+            "adapter does, so it is not written: keep the adapter, and load it with its base."
+        )
+
+
+def _scores(model, ids: torch.Tensor) -> torch.Tensor:
+    """(T, V) of a language model, (T, 1) of a reward model."""
+    if isinstance(model, RewardModel):
+        return model(ids, torch.ones_like(ids))[0, :, None]
+    return model(input_ids=ids).logits[0]
+
+
 def _load_tokenizer(source: str, revision: str | None):
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, revision=revision, trust_remote_code=False
+    )
     if not tokenizer("a 1")["input_ids"]:
         # Without its files transformers makes an empty one, and every text becomes no token.
         raise ValueError(
@@ -328,7 +358,14 @@ def _one_sentence(kind: str, source: str):
         raise FileNotFoundError(f"There is no {kind} folder {source}: check the path.")
     try:
         yield
+    except loading.UnfitError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise OSError(
+                f"The {kind} {source} needs code of its own (auto_map in its config.json), which "
+                "is never run here: give a model that transformers knows itself."
+            ) from error
         if Path(source).is_dir():
             first_line = str(error).split("\n", 1)[0]
             raise OSError(f"The {kind} folder {source} cannot be read: {first_line}") from error

@@ -112,6 +112,19 @@ def _agree(found: torch.Tensor, right: torch.Tensor) -> bool:
     return bool(error <= tolerance * spread + rounding)
 
 
+def same_scores(found: torch.Tensor, right: torch.Tensor, tolerance: float = 1e-3) -> bool:
+    """Whether two ways score tokens alike, (T, V) each, up to a share of the tokens' differences.
+
+    Sums in another order differ by some 1e-6 of it in float32. Where the right scores are no
+    numbers there is nothing to compare.
+    """
+    found, right = found.double(), right.double()
+    if not right.isfinite().all():
+        return True
+    error, spread = (found - right).norm(), (right - right.mean(dim=0)).norm()
+    return bool(error <= tolerance * spread + 1e-6 * right.norm())
+
+
 def _tolerance(scores: torch.Tensor) -> float:
     is_coarse = scores.is_cuda and torch.get_float32_matmul_precision() != "highest"
     kind = torch.bfloat16 if is_coarse and scores.dtype == torch.float32 else scores.dtype

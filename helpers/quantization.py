@@ -9,10 +9,14 @@ from collections.abc import Iterator
 
 import torch
 from peft.tuners.lora import LoraLayer
-from peft.utils import ModulesToSaveWrapper
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.integrations import dequantize_bnb_weight
 from torch import nn
 from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -22,6 +26,8 @@ from helpers.layers import AwqLinear
 KINDS = ("nf4", "int8", "awq")
 # The same layout read by this package's own layer instead of the AWQ library's kernels.
 OWN_AWQ = "awq_own_layer"
+# Layers whose LoRA update has the form of their weight.
+MERGEABLE = (nn.Linear, Conv1D, nn.Embedding)
 
 
 # ---------------------------------------------------------------- which quantisation
@@ -32,6 +38,7 @@ def stored_quantization(config) -> str | None:
     stored = getattr(config, "quantization_config", None)
     if stored is None:
         return None
+    stored = stored if isinstance(stored, dict) else stored.to_dict()  # of a loaded model
     if stored.get("quant_method") == "bitsandbytes" or "load_in_4bit" in stored:
         nf4 = stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4"
         return "nf4" if nf4 else "int8" if stored.get("load_in_8bit") else "fp4"
@@ -150,9 +157,11 @@ class OwnAwqQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model, **_):
         stored = self.quantization_config.stored
-        skipped = [*(stored.get("modules_to_not_convert") or []), "score"]
-        skipped = self.get_modules_to_not_convert(model, skipped, add_default_skips=True)
+        plain_parts = stored.get("modules_to_not_convert") or []
+        skipped = self.get_modules_to_not_convert(model, ["score"], add_default_skips=True)
         for name, layer in list(model.named_modules()):
+            if any(part in name for part in plain_parts):  # as AutoAWQ reads the list
+                continue
             if isinstance(layer, nn.Linear) and should_convert_module(name, skipped):
                 size = stored.get("group_size", 128)
                 size = layer.in_features if size == -1 else size
@@ -177,23 +186,22 @@ class OwnAwqQuantizer(HfQuantizer):
 
 
 def dense_weight(layer: nn.Module) -> torch.Tensor:
-    """The float32 weight (out, in) that a linear layer stands for, with its active LoRA updates.
+    """The float32 weight that a layer stands for, with its active LoRA updates, as it is stored.
 
-    Knows plain, NF4, int8 and AWQ layers, alone or inside peft's LoRA layer. Raises ValueError
-    for the AWQ library's kernels, which keep their weight in layouts of their own, and for DoRA
-    and other relatives of LoRA, whose update is more than (a/r) B A.
+    Knows linear layers (plain, NF4, int8 and AWQ; GPT-2's, which are stored as (in, out)) and
+    embeddings, alone or inside peft's LoRA layer. Raises ValueError for the AWQ library's kernels,
+    which keep their weight in layouts of their own, and for DoRA and other relatives of LoRA,
+    whose update is more than (a/r) B A.
     """
     if isinstance(layer, LoraLayer):
         weight = dense_weight(layer.get_base_layer())
-        if not layer.disable_adapters:
-            for name in layer.active_adapters:
-                if name in layer.lora_A:
-                    if not is_plain_update(layer, name):
-                        raise ValueError(
-                            f"The adapter {name} is no plain LoRA (it uses DoRA, a bias or another "
-                            "variant), so it cannot be merged here: train one without use_dora."
-                        )
-                    weight = weight + layer.get_delta_weight(name).float()
+        for name in _unmerged_adapters(layer):
+            if not is_plain_update(layer, name):
+                raise ValueError(
+                    f"The adapter {name} is no plain LoRA (it uses DoRA, a bias or another "
+                    "variant), so it cannot be merged here: train one without use_dora."
+                )
+            weight = weight + layer.get_delta_weight(name).float()
         return weight
     if isinstance(layer, AwqLinear):
         return layer.dequantize()
@@ -208,10 +216,36 @@ def dense_weight(layer: nn.Module) -> torch.Tensor:
     return weight.detach().float()
 
 
+def _unmerged_adapters(layer: LoraLayer) -> list[str]:
+    """The active adapters whose update the layer's weight does not hold yet."""
+    if layer.disable_adapters or layer.merged:
+        return []
+    return [name for name in layer.active_adapters if name in layer.scaling]
+
+
 def is_plain_update(layer: LoraLayer, name: str) -> bool:
     """Whether an adapter adds (a/r) B A to the weight, and nothing else: no magnitudes (DoRA, Liu
     et al. 2024), no bias of B."""
     return name not in layer.lora_variant and not layer.lora_bias.get(name, False)
+
+
+def require_mergeable(model) -> None:
+    """Raises ValueError for an adapter that `dense_weight` does not know, by its kind or place."""
+    for name, layer in base_of(model).named_modules():
+        if not isinstance(layer, BaseTunerLayer) or isinstance(layer, TrainableTokensLayer):
+            continue
+        if not isinstance(layer, LoraLayer):
+            kind = type(layer).__module__.split(".")[-2]
+            raise ValueError(
+                f"The adapter's layer {name} is of the kind {kind}, which is not merged here: "
+                "train LoRA layers, or merge it by peft's merge_and_unload."
+            )
+        inner = layer.get_base_layer()
+        if isinstance(layer, ParamWrapper) or not isinstance(inner, MERGEABLE):
+            raise ValueError(
+                f"The LoRA layer {name} lies on {type(inner).__name__}, which is not merged here: "
+                "linear layers and embeddings are; train the adapter without target_parameters."
+            )
 
 
 @torch.no_grad()
@@ -220,6 +254,8 @@ def plain_copy(model):
 
     model: a transformers model, or a PeftModel. Merging into packed weights themselves would
     round each update away or change a copy, so the weights are written out: W' = W + (a/r) B A.
+    An output layer that shares its weight with the embedding gets its own where an adapter changes
+    one of the two. Raises ValueError for what is not merged; see `require_mergeable`.
     """
     base = base_of(model)
     plain = _empty_copy(model).to_empty(device=base.device)
@@ -229,7 +265,8 @@ def plain_copy(model):
     for name, tensor in plain_weights(model):
         targets[name].copy_(tensor)
     for name, buffer in plain.named_buffers():
-        buffer.copy_(base.get_buffer(name))
+        place, _, key = name.rpartition(".")
+        buffer.copy_(getattr(_module_at(base, place), key))
     plain.tie_weights()  # leaving meta made two of the shared one
     return plain.eval()
 
@@ -240,25 +277,47 @@ def plain_weights(model) -> Iterator[tuple[str, torch.Tensor]]:
 
     Linear weights are float32. A shared tensor comes once for each of its names.
     """
+    require_mergeable(model)
     base = base_of(model)
     for name, target in _empty_copy(model).named_modules():
-        source = base.get_submodule(name)
-        if isinstance(source, ModulesToSaveWrapper):
-            source = source.modules_to_save[source.active_adapters[0]]
+        source = _module_at(base, name)
         for key, _ in target.named_parameters(recurse=False):
-            is_weight = isinstance(target, nn.Linear) and key == "weight"
+            is_weight = isinstance(source, (LoraLayer, nn.Linear)) and key == "weight"
             tensor = dense_weight(source) if is_weight else getattr(source, key)
             yield f"{name}.{key}".removeprefix("."), tensor
 
 
+def _module_at(base, path: str) -> nn.Module:
+    """The module that answers at a place; of one that is trained as a whole, the trained copy."""
+    module = base
+    for part in filter(None, path.split(".")):
+        module = getattr(module, part)
+        if isinstance(module, ModulesToSaveWrapper):
+            active = [name for name in module.active_adapters if name in module.modules_to_save]
+            is_off = module.disable_adapters or not active
+            module = module.original_module if is_off else module.modules_to_save[active[0]]
+    return module
+
+
 def plain_config(model):
-    """The configuration of a model without its quantisation."""
-    config = base_of(model).config
-    config = type(config).from_dict(config.to_dict())
+    """The configuration of a model without its quantisation, and of its `plain_copy`."""
+    base = base_of(model)
+    config = type(base.config).from_dict(base.config.to_dict())
+    if not _shares_embedding(base):
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     for setting in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(config, setting):
             delattr(config, setting)
     return config
+
+
+def _shares_embedding(base) -> bool:
+    """Whether the output layer is the embedding, whatever an adapter learns."""
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    adapted = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    if head is None or isinstance(head, adapted) or isinstance(embedding, adapted):
+        return False
+    return head.weight.data_ptr() == embedding.weight.data_ptr()
 
 
 def base_of(model):

@@ -28,6 +28,7 @@ from helpers.decoding import (
     widest_float,
     window_of,
 )
+from helpers.loading import embedding_rows
 from helpers.modes import evaluation_mode
 from helpers.rewards import token_f1
 from helpers.tokens import encode_prompt, response_decoder, stop_ids, turn_ends
@@ -262,7 +263,9 @@ class StopRules:
         self.tokenizer = tokenizer
         self.stop_strings = sampling.stop_strings
         self.eos_token_ids = stop_ids(model, tokenizer) | set(sampling.stop_token_ids)
-        self.pad_token_id = tokenizer.pad_token_id or 0  # masked, so any id will do
+        self.pad_token_id = tokenizer.pad_token_id or 0  # masked, so any id that is read will do
+        if self.pad_token_id >= embedding_rows(model):
+            self.pad_token_id = 0
         self.last_characters = {string[-1] for string in self.stop_strings}
         self.pieces: dict[int, str] = {}
         self.decode = response_decoder(tokenizer)

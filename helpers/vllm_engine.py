@@ -289,12 +289,20 @@ def _lora_room(model) -> int:
     Raises ValueError for an adapter that vLLM cannot apply.
     """
     settings = model.peft_config[model.active_adapter]
-    if settings.modules_to_save or settings.use_dora or settings.r > LORA_RANKS[-1]:
+    if not _is_plain_lora(settings) or settings.r > LORA_RANKS[-1]:
         raise ValueError(
             'engine="vllm" over an AWQ base takes plain LoRA layers up to rank '
             f'{LORA_RANKS[-1]}, which this adapter is not: take engine="transformers".'
         )
     return next(rank for rank in LORA_RANKS if rank >= settings.r)
+
+
+def _is_plain_lora(settings) -> bool:
+    """One rank and scale for all layers, and nothing beside A and B: vLLM reads no more."""
+    beside = ("modules_to_save", "use_dora", "lora_bias", "rank_pattern", "alpha_pattern")
+    beside += ("target_parameters", "trainable_token_indices")
+    is_lora = settings.peft_type == "LORA" and settings.bias == "none"
+    return is_lora and not any(getattr(settings, name, None) for name in beside)
 
 
 def _require_vllm() -> None:

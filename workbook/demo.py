@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 
-from peft import PeftModel
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from helpers.models import load_model, load_reward_model
+from helpers.models import load_model, load_reward_model, put_adapter
 from helpers.prompts import load_template, render, render_passages
 from helpers.reward_models import score
 from helpers.rewards import extract_answer, graded_text
@@ -234,15 +233,11 @@ def load_demo(
 def with_adapter(base, path: Path):
     """The base with an adapter, around the same weights: five of them cost hardly more than one.
 
-    Raises ValueError, one sentence, for an adapter of another model.
+    Raises ValueError or OSError, one sentence, for an adapter of another model or a damaged one.
     """
     shared = {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())}
-    try:
-        tuned = PeftModel.from_pretrained(copy.deepcopy(base, shared), str(path))
-    except (OSError, ValueError, RuntimeError) as error:
-        said = str(error).splitlines()[0]
-        raise ValueError(f"The adapter {path} does not fit the base model: {said}") from error
-    return tuned.eval()
+    source = base.name_or_path
+    return put_adapter(copy.deepcopy(base, shared), str(path), source, trainable=False).eval()
 
 
 def short_name(path: Path) -> str:

@@ -184,7 +184,8 @@ def load_tensors(
 ) -> None:
     """Put weights and optimiser tensors back in place."""
     weights = load_file(checkpoint / WEIGHTS)
-    if weights.keys() != parameters.keys():
+    sizes = {name: tensor.shape for name, tensor in weights.items()}
+    if sizes != {name: parameter.shape for name, parameter in parameters.items()}:
         raise ValueError(f"The checkpoint {checkpoint} holds other parameters than the model.")
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from helpers.loading import embedding_rows
 from helpers.modes import evaluation_mode, lora_dropout, without_dropout
 from helpers.training.batches import StepPlan, micro_batches
 from helpers.training.checkpoint import fingerprint, seeded, set_random_states
@@ -94,6 +95,7 @@ class Loop:
     ):
         self.model, self.method, self.settings = model, method, settings
         self.held_out = held_out
+        _require_padding(model, method)
         self.device = next(model.parameters()).device
         self.accelerator = make_accelerator(self.device)
         self.parameters = trainable_parameters(model)
@@ -288,6 +290,16 @@ class Loop:
         own = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         total = self.accelerator.reduce(own, reduction="sum").tolist()
         return dict(zip(values, total, strict=True))
+
+
+def _require_padding(model, method: Method) -> None:
+    """Padding is masked, but it is read: its id must have a row in the embedding."""
+    pad = getattr(method, "pad", None)
+    if pad is not None and pad >= (rows := embedding_rows(model)):
+        raise ValueError(
+            f"The padding token has the id {pad}, but the model's embedding has {rows} rows: set "
+            "tokenizer.pad_token to a token that the model knows, such as tokenizer.eos_token."
+        )
 
 
 def trainable_parameters(model) -> dict[str, torch.nn.Parameter]:

@@ -1,0 +1,217 @@
+"""What is loaded is what was saved: the reports of transformers and peft, read and judged.
+
+Both libraries draw what a file lacks at random and pass over what they have no place for; they say
+so in a table or a warning at most. Here each of it is one sentence, an error.
+"""
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel, TaskType
+from peft.utils import set_peft_model_state_dict
+from peft.utils.save_and_load import load_peft_weights
+from safetensors import safe_open
+
+# What torch.compile, DDP and FSDP put into the names of a model that was saved inside them.
+WRAPPERS = r"^(?:module\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+ADAPTER_FILE = "adapter_model.safetensors"
+REWARD_HEAD = "score"
+
+
+class UnfitError(ValueError):
+    """What a folder holds is not what is wanted: the message says all that a user needs."""
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def load_checkpoint(auto_class, source: str, **arguments):
+    """The model of a checkpoint with every number from its file, and whether its head is new.
+
+    auto_class: `AutoModelForCausalLM`, or `AutoModelForSequenceClassification`, for which a
+    language model's checkpoint lacks the head `score` and holds one that is not needed.
+    Names from inside torch.compile, DDP or FSDP are read as those of the model itself.
+
+    Raises UnfitError, a ValueError, for a checkpoint that lacks a tensor, holds one of another
+    size, or one that the model has no place for.
+    """
+    arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = auto_class.from_pretrained(source, trust_remote_code=False, **arguments)
+    if any(re.search(WRAPPERS, name) for name in report["unexpected_keys"]):
+        model, report = auto_class.from_pretrained(
+            source, trust_remote_code=False, key_mapping={WRAPPERS: ""}, **arguments
+        )
+        model._weight_conversions = []  # else they were put back on saving
+    _require_all(model, report, source)
+    return model, f"{REWARD_HEAD}.weight" in report["missing_keys"]
+
+
+def _require_all(model, report: dict, source: str) -> None:
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise UnfitError(
+            f"The model {source} does not fit its config.json: {name} has the size "
+            f"{tuple(stored)} in {stored_in(source, name)} and should have {tuple(wanted)}; give "
+            "the configuration that was saved with the weights."
+        )
+    has_head = getattr(model, REWARD_HEAD, None) is not None
+    missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
+    if has_head and _is_language_model(model.config):
+        missing.discard(f"{REWARD_HEAD}.weight")
+        unexpected = {name for name in unexpected if not name.startswith("lm_head.")}
+    for name in sorted(unexpected, key=_heads_first):
+        raise UnfitError(_no_place(model, name, source, has_head))
+    for name in sorted(missing, key=_heads_first):
+        raise UnfitError(
+            f"The weights of the model {source} are not whole: {name} is missing in "
+            f"{stored_in(source, name)}, and {type(model).__name__} needs it; save the model anew."
+        )
+    for problem in report.get("error_msgs", ()):
+        first = str(problem).strip().split("\n", 1)[0]
+        raise UnfitError(f"The model {source} cannot be loaded: {first}")
+
+
+def _is_language_model(config) -> bool:
+    """A checkpoint that says that it is a classifier has a head of its own."""
+    names = getattr(config, "architectures", None) or []
+    return not any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _heads_first(name: str) -> tuple[bool, str]:
+    """A head says more than a layer about what a checkpoint is of."""
+    return ".layers." in name or ".h." in name, name
+
+
+def _no_place(model, name: str, source: str, has_head: bool) -> str:
+    kind, where = type(model).__name__, stored_in(source, name)
+    if not has_head and name.startswith(f"{REWARD_HEAD}."):
+        return (
+            f"The model {source} is a reward model ({where} holds its head, {name}), and no "
+            "language model: read it with load_reward_model."
+        )
+    own = f" (its head is {REWARD_HEAD}.weight)" if has_head else ""
+    return (
+        f"The model {source} holds {name} in {where}, which {kind} has no place for{own}: rename "
+        "or remove the tensor, or give the configuration that was saved with it."
+    )
+
+
+def stored_in(folder: str, name: str) -> str:
+    """The file in which a tensor is stored or should be: the one that holds it, else the list."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            if name in file.keys():
+                return path.name
+    index = Path(folder) / "model.safetensors.index.json"
+    if index.is_file():
+        found = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).get(name)
+        return found or index.name
+    return files[0].name if len(files) == 1 else "the checkpoint"
+
+
+# ---------------------------------------------------------------- adapters
+
+
+def load_adapter(model, source: str, task: TaskType, *, trainable: bool) -> PeftModel:
+    """The model with a saved adapter on it, all of whose tensors fit, and which lacks none.
+
+    task: what the adapter must have been trained for, `CAUSAL_LM` or `SEQ_CLS` (reward models).
+
+    Raises UnfitError, a ValueError, for an adapter of another task, of another model, or for
+    virtual tokens (prompt tuning and its relatives), which move every log-probability.
+    """
+    config = PeftConfig.from_pretrained(source)
+    require_task(config, task, source)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # judged below
+        try:
+            adapted = PeftModel.from_pretrained(model, source, is_trainable=trainable)
+        except RuntimeError as error:
+            raise UnfitError(_unfit_size(error, source)) from error
+    _require_fit(adapted, source)
+    return adapted
+
+
+def require_task(config: PeftConfig, task: TaskType, source: str) -> None:
+    if config.is_prompt_learning:
+        raise UnfitError(
+            f"The adapter {source} is of the kind {config.peft_type.value}, whose virtual tokens "
+            "shift every log-probability: train LoRA layers instead."
+        )
+    if task == TaskType.SEQ_CLS and config.task_type != task:
+        raise UnfitError(
+            f"The adapter {source} belongs to a language model and holds no reward head: merge it "
+            "into its base model first and give the merged folder as name_or_path."
+        )
+    if task != TaskType.SEQ_CLS and config.task_type not in (None, task):
+        is_reward = config.task_type == TaskType.SEQ_CLS
+        kind = "a reward model (SEQ_CLS)" if is_reward else f"the task {config.task_type}"
+        way = "read it with load_reward_model" if is_reward else "train one for CAUSAL_LM"
+        raise UnfitError(f"The adapter {source} belongs to {kind}, not a language model: {way}.")
+
+
+def _unfit_size(error: RuntimeError, source: str) -> str:
+    """The first of the tensors that torch lists, and how many there are."""
+    pattern = r"size mismatch for (\S+): .*?(\[[\d, ]*\]).*?(\[[\d, ]*\])"
+    found = re.findall(pattern, str(error))
+    if not found:
+        return f"The adapter {source} does not fit the base model: {str(error).splitlines()[0]}"
+    name, stored, wanted = found[0]
+    return (
+        f"The adapter {source} does not fit the base model: in {ADAPTER_FILE} {name} has the size "
+        f"{stored}, and this model needs {wanted} ({len(found)} such tensors); give the base model "
+        "that it was trained on."
+    )
+
+
+def _require_fit(model: PeftModel, source: str) -> None:
+    """Loads the adapter's file once more, for what peft keeps of its report for itself."""
+    name = model.active_adapter
+    result = set_peft_model_state_dict(
+        model, load_peft_weights(source, device="cpu"), adapter_name=name
+    )
+    config = model.peft_config[name]
+    missing = _of_adapter(model, name, set(result.missing_keys))
+    for key in sorted(result.unexpected_keys):
+        raise UnfitError(
+            f"The adapter {source} does not fit the base model: {ADAPTER_FILE} holds {key}, which "
+            f"{type(model.get_base_model()).__name__} has no place for; give the base model that "
+            "it was trained on."
+        )
+    for key in sorted(missing):
+        raise UnfitError(
+            f"The adapter {source} is not whole: {key} is missing in {ADAPTER_FILE}, and "
+            f"adapter_config.json ({config.peft_type.value}) asks for it; save it anew."
+        )
+
+
+def _of_adapter(model: PeftModel, name: str, missing: set[str]) -> list[str]:
+    """The tensors of an adapter that were not loaded, by their own name or that of a tied one."""
+    tensors = {key: t for key, t in model.state_dict().items() if name in key.split(".")}
+    loaded = {tensor.data_ptr() for key, tensor in tensors.items() if key not in missing}
+    return [key for key in tensors if key in missing and tensors[key].data_ptr() not in loaded]
+
+
+# ---------------------------------------------------------------- special tokens
+
+
+def require_special_tokens(model, tokenizer) -> None:
+    """Raises UnfitError, a ValueError, for a special token whose id the embedding has no row for."""
+    rows = embedding_rows(model)
+    for kind, name in {"pad": "padding", "eos": "end", "bos": "start"}.items():
+        number = getattr(tokenizer, f"{kind}_token_id")
+        if number is not None and number >= rows:
+            token = getattr(tokenizer, f"{kind}_token")
+            raise UnfitError(
+                f"The {name} token {token!r} of the tokenizer has the id {number}, but the "
+                f"model's embedding has {rows} rows: set tokenizer.{kind}_token to a token that "
+                "the model knows, or enlarge it (model.resize_token_embeddings) and save both."
+            )
+
+
+def embedding_rows(model) -> int:
+    """How many token ids a model can read; model: a language model or a reward model."""
+    embedding = getattr(model, "classifier", model).get_input_embeddings()
+    return embedding.weight.shape[0]
