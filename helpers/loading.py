@@ -15,7 +15,8 @@ from peft.utils.save_and_load import load_peft_weights
 from safetensors import safe_open
 
 # What torch.compile, DDP and FSDP put into the names of a model that was saved inside them.
-WRAPPERS = r"^(?:module\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+_WRAPPER = r"_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+WRAPPERS = rf"^(?:(?:module|{_WRAPPER})\.)+|(?:{_WRAPPER})\."
 ADAPTER_FILE = "adapter_model.safetensors"
 REWARD_HEAD = "score"
 
@@ -198,7 +199,7 @@ def _of_adapter(model: PeftModel, name: str, missing: set[str]) -> list[str]:
 
 
 def require_special_tokens(model, tokenizer) -> None:
-    """Raises UnfitError, a ValueError, for a special token whose id the embedding has no row for."""
+    """Raises UnfitError, a ValueError, for a special token without a row in the embedding."""
     rows = embedding_rows(model)
     for kind, name in {"pad": "padding", "eos": "end", "bos": "start"}.items():
         number = getattr(tokenizer, f"{kind}_token_id")
