@@ -66,7 +66,7 @@ _TAIL_WORDS = _any(
 _NUMBER_WORDS = _any(UP_TO_19 + TENS)
 _TAIL = (
     r"(?:[eE][+-]?[0-9]{1,20}|(?!(?:[cdkm]?m|ft|in)[23]\b)[A-Za-z]{1,20}[0-9][0-9A-Za-z.]{0,60}"
-    r"|(?:[kKMBbxyzniIeπ]|bn|mn|mln|tn|pi)(?![A-Za-z])"
+    r"|(?:[kKMBbxyzniIeπ]|[ ]M|[ ]?(?:bn|mn|mln|tn)|pi)(?![A-Za-z])"
     rf"|[ \t-]{{0,2}}(?i:{_TAIL_WORDS})(?![A-Za-z])"
     r"|[!‰⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉]{1,20}"
     rf"|(?:{SCALE})(?:{SCALE})?|[多余几]|[个元块小时天年倍斤米]{{1,2}}半"
@@ -103,7 +103,7 @@ _AND_SMALLER = _any([
     rf"(?=[0-9.]{{1,20}}[ \t-]?(?:{_any(smaller)})(?![A-Za-z]))"
     for unit, smaller in _SMALLER_UNITS.items()
 ])
-_WORDS = (r"to|and|by|times|plus|minus|over|x|through|thru|till|until|versus|vs\.?|point|"
+_WORDS = (r"to|up to|mod|and|by|times|plus|minus|over|x|through|thru|till|until|versus|vs\.?|point|"
           r"divided by|multiplied by|to the power(?: of)?")
 _JOINT = (
     # 10 to 15, 5, or 6, 20% of 50, 5 cm x 10 cm, 10-to-15
@@ -131,12 +131,13 @@ _PREFIX = (
     rf"(?i:minus|negative|twice|thrice|double|triple){_SPACE}"
     rf"|(?i:half|halves|quarters?|(?:{_any(PARTS)})s?|roots?|squares?|cubes?|factorial|logs?)"
     rf"{_SPACE}of{_SPACE}(?:the{_SPACE})?"
+    r"|(?i:sqrt|cbrt|log|ln|exp|sin|cos|tan|abs)[ ]?\("
     rf"|[xyznk]{_OPERATOR})|\){_OPERATOR})"
 )
 
 
 # What most places of a text fail at once: inside a word, and at a space, no expression begins.
-_MAY_START = r"(?=[^\sA-Za-z<>,;:/]|(?<![A-Za-z])[JFMASONDmnthdqrsclfxyzkMNTHDQRSCLF])"
+_MAY_START = r"(?=[^\sA-Za-z<>,;:/]|(?<![A-Za-z])[JFMASONDmnthdqrsclfxyzkeaMNTHDQRSCLFEA])"
 
 
 def _expression(joint: str) -> str:

@@ -28,16 +28,17 @@ _GROUP = re.compile(r"(?<=[0-9])\\[,;: ](?=[0-9]{3}(?![0-9]))")
 _DEGREES = re.compile(r"\^\{?\\circ(?![A-Za-z])\}?|\^\{?°\}?|\\(?:text)?degree(?![A-Za-z])")
 _WRAPPED = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:bf|it|rm|sf|tt|normal)|boldsymbol|bm|mbox|hbox"
-    r"|emph|underline|operatorname|fbox|boxed)\s?\{([^{}]{0,400})\}"
+    r"|emph|underline|operatorname|fbox|boxed|num)\s?\{([^{}]{0,400})\}"
     r"|\{\\(?:bf|rm|it|sf|tt|bfseries)\s([^{}]{0,400})\}"
 )
 _ARGUMENT = r"(?:\{\s?([+-]?)\s?([0-9,]{1,60})\s?\}|\s?([0-9]))"
-_FRACTION = re.compile(rf"\\[dtc]?frac{_ARGUMENT}{_ARGUMENT}")
+_FRACTION = re.compile(rf"\\(?:[dtcs]|nice)?frac{_ARGUMENT}{_ARGUMENT}")
 _SIGNS = {
     "times": "×", "cdot": "·", "div": "÷", "pm": "±", "mp": "±", "approx": "≈", "le": "≤",
     "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "pi": "π", "to": "→",
     "rightarrow": "→", "Rightarrow": "→", "implies": "→", "sim": "~", "ldots": "…", "dots": "…",
     "cdots": "…", "colon": ":", "pounds": "£", "left": "", "right": "", "displaystyle": "",
+    "textstyle": "",
     "quad": " ", "qquad": " ", "enspace": " ", "thinspace": " ", "space": " ",
 }
 _COMMAND = re.compile(rf"\\(?:({'|'.join(_SIGNS)})(?![A-Za-z])|([^A-Za-z]))")
