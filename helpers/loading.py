@@ -7,6 +7,7 @@ so in a table or a warning at most. Here each of it is one sentence, an error.
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, TaskType
@@ -45,8 +46,20 @@ def load_checkpoint(auto_class, source: str, **arguments):
             source, trust_remote_code=False, key_mapping={WRAPPERS: ""}, **arguments
         )
         model._weight_conversions = []  # else they were put back on saving
+    report["mismatched_keys"] = {*report["mismatched_keys"], *_rounded_wrong(model)}
     _require_all(model, report, source)
     return model, f"{REWARD_HEAD}.weight" in report["missing_keys"]
+
+
+def _rounded_wrong(model) -> Iterator[tuple[str, tuple, tuple]]:
+    """Layers rounded at load from a weight of another size, which transformers does not report."""
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "weight", None)
+        if type(weight).__name__ in ("Params4bit", "Int8Params"):
+            state = getattr(weight, "quant_state", None)  # NF4's: its weight is packed
+            stored = tuple(weight.shape if state is None else state.shape)
+            if stored != (wanted := (layer.out_features, layer.in_features)):
+                yield f"{name}.weight", stored, wanted
 
 
 def _require_all(model, report: dict, source: str) -> None:
@@ -123,7 +136,13 @@ def load_adapter(model, source: str, task: TaskType, *, trainable: bool) -> Peft
     Raises UnfitError, a ValueError, for an adapter of another task, of another model, or for
     virtual tokens (prompt tuning and its relatives), which move every log-probability.
     """
-    config = PeftConfig.from_pretrained(source)
+    _require_file(source)
+    try:
+        config = PeftConfig.from_pretrained(source)
+    except KeyError as error:
+        raise UnfitError(
+            f"The adapter {source} is of the kind {error}, which the installed peft does not know."
+        ) from error
     require_task(config, task, source)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # judged below
@@ -133,6 +152,13 @@ def load_adapter(model, source: str, task: TaskType, *, trainable: bool) -> Peft
             raise UnfitError(_unfit_size(error, source)) from error
     _require_fit(adapted, source)
     return adapted
+
+
+def _require_file(source: str) -> None:
+    """A folder without weights is taken by peft for a name on the hub."""
+    folder = Path(source)
+    if (folder / "adapter_config.json").is_file() and not any(folder.glob("adapter_model.*")):
+        raise UnfitError(f"The adapter folder {source} holds no {ADAPTER_FILE}: save it anew.")
 
 
 def require_task(config: PeftConfig, task: TaskType, source: str) -> None:

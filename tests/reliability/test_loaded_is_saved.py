@@ -100,6 +100,31 @@ def test_what_is_missing_too_much_or_of_another_size_is_named(tiny_folder, tmp_p
         assert words in message and "up_proj" in message and WEIGHTS in message
 
 
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_weight_of_another_size_is_not_rounded(tiny_folder, tmp_path, kind):
+    name = "model.layers.1.mlp.up_proj.weight"
+    folder = changed(tiny_folder, tmp_path / "size", WEIGHTS, lambda found: (
+        found | {name: found[name][:32].contiguous()}
+    ))
+    message = said(load_model, folder, quantization=kind, device="cpu")
+    assert f"{name} has the size (32, 32)" in message and "(64, 32)" in message
+    wrapped = changed(tiny_folder, tmp_path / "wrapped", WEIGHTS, prefixed("_orig_mod."))
+    found, right = (
+        logits(load_model(place, quantization=kind, device="cpu")[0])
+        for place in (wrapped, tiny_folder)
+    )
+    assert torch.equal(found, right)
+
+
+def test_an_adapter_folder_without_weights_or_of_no_known_kind_is_named(tiny_folder, adapter):
+    folder, _ = adapter(r=2, target_modules=["q_proj"])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "NEWEST"}))
+    assert "NEWEST" in said(load_model, tiny_folder, adapter=folder)
+    (folder / ADAPTER).unlink()
+    assert f"holds no {ADAPTER}" in said(load_model, tiny_folder, adapter=folder)
+
+
 def test_a_body_without_its_untied_head_is_no_language_model(tiny_folder, tmp_path):
     folder = changed(tiny_folder, tmp_path / "body", WEIGHTS, lambda found: {
         name: tensor for name, tensor in found.items() if name != "lm_head.weight"
