@@ -60,7 +60,7 @@ def test_a_failure_shows_the_smallest_example_expected_got_and_hint():
     panel = check(first, "last_number", seed=7)
     rows = dict(panel.rows)
     assert panel.kind == "failed" and "The last number wins." in panel.headline
-    assert rows["call"] == "first('3 and 5')"  # the shorter of the two failing cases
+    assert rows["call"] == "first('3 then 5')"  # the shorter of the two failing cases
     assert (rows["expected"], rows["got"]) == ("'5'", "'3'")
     assert rows["hint"] == "Look at the end." and rows["seed"] == "7"
     assert "Traceback" not in repr(panel) and "assert" not in repr(panel)

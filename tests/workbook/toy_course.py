@@ -76,7 +76,7 @@ from tests.lessons.asserts import assert_cases, assert_equal, assert_true
 
 def test_last_number__takes_the_last(fn):
     "The last number wins."
-    assert_cases(fn, [("6 + 12 = 18 eggs", "18"), ("3 and 5", "5")], hint="Look at the end.")
+    assert_cases(fn, [("6 + 12 = 18 eggs", "18"), ("3 then 5", "5")], hint="Look at the end.")
 
 
 def test_last_number__none_without_a_number(fn):
