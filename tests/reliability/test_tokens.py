@@ -116,7 +116,8 @@ def test_sampled_text_goes_on_where_its_prompt_ends():
 def test_a_stop_string_over_byte_tokens_of_llama():
     tokenizer = llama2()
     ids = encode_response(" an 🦊 egg", tokenizer)
-    rules = StopRules(None, tokenizer, SamplingSettings(stop_strings=("🦊 ",), max_new_tokens=50))
+    settings = SamplingSettings(stop_strings=("🦊 ",), max_new_tokens=50)
+    rules = StopRules(writer_of(tokenizer, []), tokenizer, settings)
     row = Row(Completion([5]), 50, follows_text=True)
     for token in ids:
         if not row.done:
@@ -192,7 +193,7 @@ def test_a_chat_row_is_the_templates_own_text(chat, base):
     assert tokenizer.decode(ids) == tokenizer.decode(
         tokenizer(written, add_special_tokens=False)["input_ids"]
     )
-    rules = StopRules(None, tokenizer, SamplingSettings())
+    rules = StopRules(writer_of(tokenizer, []), tokenizer, SamplingSettings())
     assert end_id in rules.ends_of(Row(Completion(encode_prompt(row["prompt"], tokenizer)), 9))
     assert encode(row["prompt"], row["response"], tokenizer) == ids
 
@@ -202,7 +203,7 @@ def test_a_plain_row_ends_with_eos_also_of_a_chat_model(chat, base):
     tokenizer, end = CHATS[chat](base)
     ids = row_of(tokenizer, "2+2=", "4", append_eos=True)
     assert ids[-1] == tokenizer.eos_token_id
-    rules = StopRules(None, tokenizer, SamplingSettings())
+    rules = StopRules(writer_of(tokenizer, []), tokenizer, SamplingSettings())
     assert rules.ends_of(Row(Completion(ids[:-2]), 9)) == {tokenizer.eos_token_id}
 
 
