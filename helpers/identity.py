@@ -6,9 +6,11 @@ process too, gets the same. So they say whether a run, a reference or a result i
 
 import dis
 import hashlib
+import importlib.util
 import inspect
 import json
 import os
+import random
 import re
 import sys
 import sysconfig
@@ -36,6 +38,12 @@ LIBRARIES = tuple(
 )
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 CONTAINERS = (tuple, list, dict, set, frozenset, types.CodeType)
+BOUND = (types.BuiltinMethodType, types.MethodWrapperType)  # such as re.compile("a").search
+FUNCTIONS = (types.FunctionType, types.MethodType, *BOUND, partial)
+# Parts of an object of another package that are values or code; others may be open files.
+SHOWN = (*PLAIN, *FUNCTIONS, list, tuple, dict, set, frozenset, np.ndarray, torch.Tensor,
+         types.SimpleNamespace)
+ROWS = ("to_pylist", "to_dicts", "to_list")  # of tables, whose own print leaves rows out
 # What a class holds that its methods and values do not show.
 CLASS_NAMES = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__",
                "__annotations__", "__annotate_func__", "__annotations_cache__",
@@ -46,14 +54,14 @@ def tensors_identity(tensors: Mapping[str, torch.Tensor]) -> str:
     """Names tensors: changes with any name, shape, type or value."""
     names = sorted(tensors)
     values = [tensors[name] for name in names]
-    if sum(tensor.nbytes for tensor in values) < LARGE:
+    if sum(tensor.numel() * tensor.element_size() for tensor in values) < LARGE:
         return _digits(*map(_tensor, names, values))
     with ThreadPoolExecutor() as pool:
         return _digits(*pool.map(_tensor, names, values))
 
 
 def _tensor(name: str, tensor: torch.Tensor) -> bytes:
-    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    raw = tensor.detach().to_dense().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     about = f"{name} {tuple(tensor.shape)} {tensor.dtype} "
     return hashlib.sha256(about.encode() + hashlib.sha256(raw).digest()).digest()
 
@@ -166,6 +174,9 @@ class _Description:
             self._all(value.__func__, value.__self__)
         elif isinstance(value, types.FunctionType):
             self._function(value)
+        elif isinstance(value, BOUND):
+            self.text("method", value.__name__)
+            self.add(value.__self__)
         elif isinstance(value, types.CodeType):
             self._code(value)
         elif isinstance(value, type):
@@ -178,6 +189,8 @@ class _Description:
         elif isinstance(value, property):
             self.text("property")
             self._all(value.fget, value.fset)
+        elif isinstance(value, (*CONTAINERS, *PLAIN[1:])) and not _is_of_library(type(value)):
+            self._own_container(value)
         elif isinstance(value, Mapping):
             self._mapping(value)
         elif isinstance(value, (set, frozenset)):
@@ -200,8 +213,19 @@ class _Description:
         else:
             self.hash.update(np.ascontiguousarray(value).tobytes())
 
+    def _own_container(self, value: Any) -> None:
+        """Of a class of the user's that is a list, a dict, a number or a text, and more."""
+        self.add(type(value))
+        kind = next(kind for kind in type(value).__mro__ if kind in (*CONTAINERS, *PLAIN))
+        if kind in PLAIN:
+            self.text(kind.__name__, kind.__repr__(value))
+        else:
+            self.add(dict(kind.items(value)) if kind is dict else kind(kind.__iter__(value)))
+        self._all(*_attributes(value))
+
     def _mapping(self, value: Mapping) -> None:
         self.text(type(value).__name__, len(value))
+        self.add(getattr(value, "default_factory", None))
         for name in sorted(value, key=_order):
             self._all(name, value[name])
 
@@ -211,6 +235,7 @@ class _Description:
             if not _is_of_library(type(part)):
                 self.add(type(part))
                 self._shown(part, leave_out=("training",))
+            self._all(*part._forward_pre_hooks.values(), *part._forward_hooks.values())
 
     def _function(self, value: types.FunctionType) -> None:
         file = value.__code__.co_filename
@@ -238,15 +263,23 @@ class _Description:
         known = function.__globals__
         for name in sorted(_names_used(function.__code__) & known.keys()):
             self.text("global", name)
-            self.add(known[name])
-            module = known[name]
-            if isinstance(module, types.ModuleType) and not _is_of_library(module):
-                for part in sorted(_attributes_used(function.__code__)):
-                    self.text(part)
-                    self.add(getattr(module, part, None))
+            self._used(known[name], _attributes_used(function.__code__))
+        for name in sorted(_modules_imported(function.__code__)):
+            self.text("import", name, _file_of_module(name))
+
+    def _used(self, value: Any, names: set[str]) -> None:
+        """A value; of a module of the user's also what is taken from it, and from inner ones."""
+        is_known = id(value) in self.met
+        self.add(value)
+        if isinstance(value, types.ModuleType) and not is_known and not _is_of_library(value):
+            for name in sorted(names & vars(value).keys()):
+                self.text(name)
+                self._used(vars(value)[name], names)
 
     def _class(self, value: type) -> None:
         self.text("class", value.__qualname__)
+        if type(value) is not type:
+            self.add(type(value))
         if _is_of_library(value) or _is_of_course(value):
             self.text(value.__module__)
             return
@@ -257,7 +290,7 @@ class _Description:
 
     def _object(self, value: Any) -> None:
         kind = type(value)
-        if hasattr(value, "get_vocab") and hasattr(value, "special_tokens_map"):
+        if hasattr(kind, "get_vocab") and hasattr(value, "special_tokens_map"):
             self.text("tokenizer", tokenizer_identity(value))
         elif _is_of_course(kind) and isinstance(getattr(value, "identity", None), str):
             self.text(kind.__qualname__, value.identity)
@@ -265,6 +298,8 @@ class _Description:
             self._all("pattern", value.pattern, value.flags)
         elif _is_of_library(kind):
             self.text(kind.__module__, kind.__qualname__, _shown_text(value))
+            self._all(_random_state(value), _rows(value))
+            self.add(getattr(value, "__dict__", {}).get("__wrapped__"))  # of functools.cache
             self._shown(value)
         else:
             self.add(kind)
@@ -272,9 +307,8 @@ class _Description:
 
     def _shown(self, value: Any, leave_out: Iterable[str] = ()) -> None:
         """The public attributes that are values: others may be open files, or half a program."""
-        kinds = (*PLAIN, list, tuple, dict, set, frozenset, np.ndarray, torch.Tensor)
         for name, part in sorted(getattr(value, "__dict__", {}).items()):
-            if not name.startswith("_") and name not in leave_out and isinstance(part, kinds):
+            if not name.startswith("_") and name not in leave_out and isinstance(part, SHOWN):
                 self._all(name, part)
 
 
@@ -298,6 +332,26 @@ def _shown_text(value: Any) -> str:
     """What an object of another package prints of itself, such as a Decimal; no address."""
     shown = repr(value)
     return "" if " at 0x" in shown else shown
+
+
+def _random_state(value: Any) -> Any:
+    """Where a generator of random numbers stands; None of anything else."""
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if isinstance(value, (np.random.RandomState, torch.Generator)):
+        return value.get_state()
+    return None
+
+
+def _rows(value: Any) -> Any:
+    """All that a table holds (of pandas, datasets, arrow); None of anything else."""
+    kind = type(value)
+    if hasattr(kind, "iloc"):
+        return (value.to_frame() if hasattr(kind, "to_frame") else value).to_dict("split")
+    name = next((name for name in ROWS if hasattr(kind, name)), None)
+    return getattr(value, name)() if name else None
 
 
 def _content(cell) -> Any:
@@ -335,13 +389,34 @@ def _attributes_used(code: types.CodeType) -> set[str]:
     return {name for part in _codes(code) for name in part.co_names}
 
 
+def _modules_imported(code: types.CodeType) -> set[str]:
+    return {
+        step.argval
+        for part in _codes(code)
+        for step in dis.get_instructions(part)
+        if step.opname == "IMPORT_NAME"
+    }
+
+
+def _file_of_module(name: str) -> str:
+    """The digits of a module's file where it is the user's: a function may import it when called,
+    and is the same function before and after that."""
+    try:
+        file = importlib.util.find_spec(name).origin
+        is_theirs = not _is_library_file(file) and not file.startswith(COURSE)
+        return _digits(Path(file).read_bytes()) if is_theirs else ""
+    except (ImportError, OSError, ValueError, AttributeError, TypeError):
+        return ""
+
+
 def _is_of_library(thing: type | types.ModuleType) -> bool:
     """Whether a class or module belongs to Python or to an installed package."""
     name = str(thing.__module__ if isinstance(thing, type) else thing.__name__)
     if name.partition(".")[0] in sys.stdlib_module_names:
         return True
     file = getattr(sys.modules.get(name), "__file__", None)
-    return file is not None and _is_library_file(file)
+    # What started the program (pytest, a profiler) is a library, what is defined there is not.
+    return name != "__main__" and file is not None and _is_library_file(file)
 
 
 def _is_of_course(kind: type) -> bool:

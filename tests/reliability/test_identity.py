@@ -1,14 +1,17 @@
 """Names of functions, models and tokenizers: other numbers give another one, and only they do."""
 
 import functools
+import random
 import re
 import subprocess
 import sys
+import types
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -78,12 +81,36 @@ def with_attribute(weight):
 
 def of_source(text, **names):
     """A function as a notebook's cell makes it, with globals of its own."""
+    names["__name__"] = "__main__"
     exec(compile(text, "<cell>", "exec"), names)
     return names["reward"]
 
 
 CALLS = "def helper(x):\n    return {0} * x\ndef reward(response, gold):\n    return helper(1)"
 READS = "def reward(response, gold):\n    return len(response) * WEIGHT"
+CACHED = "import functools\n@functools.cache\ndef reward(response, gold):\n    return {0}"
+LAZY = ("import functools\nclass Own:\n    @functools.cached_property\n    def weight(self):\n"
+        "        return {0}\nreward = Own()")
+OWN = "class Own({0}):\n    def __call__(self, response, gold):\n        return {1}\nreward = Own()"
+META = ("class Kind(type):\n    def __call__(self, response, gold):\n        return {0}\n"
+        "class reward(metaclass=Kind):\n    pass")
+
+
+class Share(float):
+    pass
+
+
+def table(weight):
+    """More rows than a table prints."""
+    return pd.DataFrame({"weight": [0.0] * 100 + [weight] + [0.0] * 100})
+
+
+def hooked(weight):
+    layer = torch.nn.Identity()
+    layer.register_forward_hook(of_source(f"def reward(layer, given, found):\n    return {weight}"))
+    return layer
+
+
 SUBCLASS = type("Other", (Judge,), {"scale": 2.0})
 KINDS = {
     "a partial": lambda w: partial(graded, weight=w),
@@ -104,6 +131,20 @@ KINDS = {
     "a pattern": lambda w: partial(graded, re.compile(f"{w}" + "a" * 300)),
     "a decimal": lambda w: partial(graded, Decimal(str(w))),
     "an attribute of the function": with_attribute,
+    "a function that keeps its results": lambda w: of_source(CACHED.format(w)),
+    "a property that keeps its result": lambda w: of_source(LAZY.format(w)),
+    "the search of a pattern": lambda w: of_source(READS, WEIGHT=re.compile(f"{w}").search),
+    "the look-up in a table": lambda w: of_source(READS, WEIGHT={"a": w}.get),
+    "a function for arrays": lambda w: np.vectorize(of_source(READS, WEIGHT=w)),
+    "a list with code": lambda w: of_source(OWN.format("list", w)),
+    "a table with code": lambda w: of_source(OWN.format("dict", w)),
+    "a number of one's own class": lambda w: partial(graded, weight=Share(w)),
+    "a class of a class": lambda w: of_source(META.format(w)),
+    "a row of a data frame": lambda w: partial(graded, table(w)),
+    "a seed": lambda w: partial(graded, random.Random(w)),
+    "a seed of numpy": lambda w: partial(graded, np.random.default_rng(int(8 * w))),
+    "a sparse tensor": lambda w: partial(graded, torch.tensor([0.0, w]).to_sparse()),
+    "a hook": hooked,
     "a network's own number": Network,
     "the weight of a sum": lambda w: weighted_sum((w, graded), (1.0, r1_zero_reward)),
     "a digit of a weight that %g rounds off": lambda w: weighted_sum((1 + w * 1e-9, graded)),
@@ -124,6 +165,31 @@ def test_two_functions_of_one_line_and_a_class_below_another_are_told_apart():
     first, second = (lambda response, gold: 1.0), (lambda response, gold: 2.0)
     assert value_identity(first) != value_identity(second)
     assert value_identity(Judge(1.0)) != value_identity(SUBCLASS(1.0))
+
+
+def test_modules_inside_modules_and_imports_inside_functions_are_read(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for weight in (0.5, 0.75):
+        (tmp_path / "own_lazily.py").write_text(f"WEIGHT = {weight}\n")
+        inner, outer = types.ModuleType("own_outer.inner"), types.ModuleType("own_outer")
+        outer.inner, inner.WEIGHT = inner, weight
+        reads = "def reward(response, gold):\n    return own_outer.inner.WEIGHT"
+        lazy = "def reward(response, gold):\n    import own_lazily\n    return own_lazily.WEIGHT"
+        found += [of_source(reads, own_outer=outer), of_source(lazy)]
+        found[-2:] = map(value_identity, found[-2:])
+    assert len(set(found)) == 4
+    function = of_source(lazy)
+    function("", "")  # now it is imported, and still the same
+    assert value_identity(function) == found[-1]
+
+
+def test_an_object_that_answers_nothing_has_a_name():
+    class Mute:
+        def __getattr__(self, name):
+            raise RuntimeError(name)
+
+    assert value_identity(Mute()) == value_identity(Mute())
 
 
 def test_what_refers_to_itself_has_a_name():
