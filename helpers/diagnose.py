@@ -5,7 +5,6 @@ evaluation shows that nothing was learnt, or the wrong thing. Each symptom here 
 the run's own records give away.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from statistics import fmean, variance
 from helpers.data import leaks
 from helpers.diagnose_rl import known, rollout_symptoms
 from helpers.evaluation import read_jsonl
+from helpers.text_files import read_json
 from helpers.tokens import encode_prompt, encode_response
 
 STUCK = 0.97  # the last losses over the first ones; above it the loss has not moved
@@ -91,12 +91,13 @@ def _records(run) -> tuple[list[dict], dict, dict]:
     folder = Path(run)
     try:
         summary, written = (
-            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-            for name in ("summary", "settings")
+            read_json(folder / f"{name}.json") for name in ("summary", "settings")
         )
-        return read_jsonl(folder / "metrics.jsonl"), summary, written["settings"]
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} is no folder of a run: it has no {error.filename}.") from error
+        raise ValueError(f"{folder} is no folder of a run: {error}") from error
+    if "settings" not in written:
+        raise ValueError(f"{folder / 'settings.json'} is not of a training: name a run's folder.")
+    return read_jsonl(folder / "metrics.jsonl"), summary, written["settings"]
 
 
 def _not_a_number(metrics: list[dict]) -> Symptom | None:

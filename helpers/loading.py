@@ -18,6 +18,8 @@ from safetensors import safe_open
 # What torch.compile, DDP and FSDP put into the names of a model that was saved inside them.
 _WRAPPER = r"_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
 WRAPPERS = rf"^(?:(?:module|{_WRAPPER})\.)+|(?:{_WRAPPER})\."
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 REWARD_HEAD = "score"
 
@@ -49,6 +51,36 @@ def load_checkpoint(auto_class, source: str, **arguments):
     report["mismatched_keys"] = {*report["mismatched_keys"], *_rounded_wrong(model)}
     _require_all(model, report, source)
     return model, f"{REWARD_HEAD}.weight" in report["missing_keys"]
+
+
+def require_one_model(source: str) -> None:
+    """Raises UnfitError for a folder in which an adapter or other weights lie beside a model.
+
+    transformers puts such an adapter on the model, and takes one of two sets of weights.
+    """
+    folder = Path(source)
+    if (folder / ADAPTER_CONFIG).is_file():
+        beside = (folder / "config.json").is_file()
+        way = "move one of them to a folder of its own" if beside else "give its base model"
+        raise UnfitError(
+            f"The folder {source} holds an adapter ({ADAPTER_CONFIG}){' and a model' * beside}: "
+            f"{way}, and name the adapter's as adapter."
+        )
+    if (folder / WEIGHTS).is_file() and any(folder.glob("model-*-of-*.safetensors")):
+        raise UnfitError(
+            f"The model folder {source} holds two sets of weights, {WEIGHTS} and "
+            "model-...-of-...safetensors: delete the one that is not wanted."
+        )
+
+
+def require_free(folder: str | Path) -> None:
+    """Raises ValueError for a folder where a model would come to lie beside other weights."""
+    for name in (ADAPTER_CONFIG, INDEX):
+        if (Path(folder) / name).exists():
+            raise ValueError(
+                f"{folder} holds other weights already ({name}), and a model beside them would "
+                "not be read as it is: give another folder."
+            )
 
 
 def _rounded_wrong(model) -> Iterator[tuple[str, tuple, tuple]]:
@@ -118,7 +150,7 @@ def stored_in(folder: str, name: str) -> str:
         with safe_open(path, framework="pt") as file:
             if name in file.keys():
                 return path.name
-    index = Path(folder) / "model.safetensors.index.json"
+    index = Path(folder) / INDEX
     if index.is_file():
         found = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).get(name)
         return found or index.name
@@ -143,6 +175,8 @@ def load_adapter(model, source: str, task: TaskType, *, trainable: bool) -> Peft
         raise UnfitError(
             f"The adapter {source} is of the kind {error}, which the installed peft does not know."
         ) from error
+    except TypeError as error:
+        raise UnfitError(f"{source}/{ADAPTER_CONFIG} is damaged: save the adapter anew.") from error
     require_task(config, task, source)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # judged below
@@ -157,7 +191,7 @@ def load_adapter(model, source: str, task: TaskType, *, trainable: bool) -> Peft
 def _require_file(source: str) -> None:
     """A folder without weights is taken by peft for a name on the hub."""
     folder = Path(source)
-    if (folder / "adapter_config.json").is_file() and not any(folder.glob("adapter_model.*")):
+    if (folder / ADAPTER_CONFIG).is_file() and not any(folder.glob("adapter_model.*")):
         raise UnfitError(f"The adapter folder {source} holds no {ADAPTER_FILE}: save it anew.")
 
 

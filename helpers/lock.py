@@ -24,7 +24,7 @@ class FolderLock:
 
     def take(self) -> None:
         """Raises OSError, in one sentence, where another process is at work in the folder."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         while self._file is None:
             file = self.path.open("a+", encoding="utf-8")
             try:
@@ -44,6 +44,15 @@ class FolderLock:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+
+    def _make_folder(self) -> None:
+        folder = self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"{folder} cannot be made a folder ({error.strerror}): give another folder."
+            ) from error
 
     def release(self) -> None:
         if self._file is not None:

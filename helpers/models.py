@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
@@ -246,6 +247,7 @@ def put_adapter(
 def _load(auto_class, source, revision, quantization, device, dtype, **config_options):
     """(model on its device, tokenizer with a padding token, whether the reward head is new)."""
     with _one_sentence("model", source):
+        loading.require_one_model(source)
         # The small file first: an unreachable hub is waited for once.
         config = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=False, **config_options
@@ -284,8 +286,10 @@ def merge_adapter(model, tokenizer, folder: str | Path) -> Path:
     steps, and AWQ's are packed beyond changing. The result needs no adapter, and more memory.
 
     Returns the folder, which `load_model` or `load_reward_model` reads. Raises ValueError for an
-    adapter that is no plain LoRA, and where the merged model does not score as the model does.
+    adapter that is no plain LoRA, where the merged model does not score as the model does, and for
+    a folder that holds an adapter or the parts of another model.
     """
+    loading.require_free(folder)
     is_reward = isinstance(model, RewardModel)
     inner = model.model if is_reward else model
     plain = quantize.plain_copy(inner)
@@ -360,14 +364,15 @@ def _one_sentence(kind: str, source: str):
         yield
     except loading.UnfitError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise OSError(
                 f"The {kind} {source} needs code of its own (auto_map in its config.json), which "
                 "is never run here: give a model that transformers knows itself."
             ) from error
         if Path(source).is_dir():
-            first_line = str(error).split("\n", 1)[0]
+            cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
+            first_line = str(cause).split("\n", 1)[0]
             raise OSError(f"The {kind} folder {source} cannot be read: {first_line}") from error
         raise OSError(
             f"The {kind} {source} is neither a folder here nor to be had from the model hub: check "

@@ -1,5 +1,6 @@
 """Files that are read as they should be, or refused in a sentence: regular files, text, YAML."""
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -38,6 +39,20 @@ def _shown(path: Path) -> str:
     """The name, cut where somebody gave a whole text in the place of a path."""
     name = str(path)
     return name if len(name) <= 200 and name.isprintable() else repr(name[:60] + "...")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object that a JSON file of this course's holds.
+
+    Raises ValueError where it is damaged, else as `regular_file`.
+    """
+    try:
+        value = json.loads(regular_file(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, or bring it back.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged (it holds no object): delete it, or bring it back.")
+    return value
 
 
 def read_text(path: str | Path) -> str:

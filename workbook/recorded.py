@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from helpers.text_files import read_json
 from workbook.check import code_hash
 from workbook.hints import lesson_help, lessons_with_help
 from workbook.profiles import active_profile
@@ -24,7 +25,7 @@ def recorded_file(lesson: str) -> Path:
 def read_recorded(lesson: str) -> dict:
     """The recorded findings of a lesson, with its "parts"; empty where none were recorded."""
     path = recorded_file(lesson)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def recorded_or_live(name: str, run: Callable[[], object]):
@@ -47,7 +48,7 @@ def recorded_or_live(name: str, run: Callable[[], object]):
             )
             return stored["parts"][name]
     path = _parts_file(lesson, profile)
-    parts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    parts = read_json(path) if path.exists() else {}
     key = _state_of(run, profile, lesson)
     if profile.depth != "full" or parts.get(name, {}).get("code") != key:
         parts[name] = {"code": key, "value": json.loads(json.dumps(run(), allow_nan=False))}
@@ -86,7 +87,7 @@ def record(lesson: str, findings: dict, runs: Path | None = None) -> Path:
     if findings["depth"] != "full":
         raise ValueError(f"Lesson {lesson}: only a run at depth full is recorded (--depth full).")
     path = (runs or run_root()) / lesson / f"{findings['profile']}-full" / "parts.json"
-    parts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    parts = read_json(path) if path.exists() else {}
     values = {name: part["value"] for name, part in parts.items()}
     write_json(recorded_file(lesson), findings | {"parts": values})
     return recorded_file(lesson)

@@ -25,6 +25,7 @@ from helpers.identity import tensors_identity
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 KEPT = 2  # checkpoints
+NAME = r"step-\d{8,}"  # what has another name is no checkpoint, and stays where it is
 VALUE_HEAD = "value_head."  # what the names of its parameters start with
 
 
@@ -105,10 +106,9 @@ def save_checkpoint(
     except BaseException:
         remove(beside)
         raise
-    kept = all_checkpoints(folder)[-KEPT:]
-    for other in folder.iterdir():
-        if other not in kept:
-            remove(other)
+    half_written = [path for path in folder.iterdir() if re.fullmatch(rf"\.{NAME}\.\d+", path.name)]
+    for other in (*all_checkpoints(folder)[:-KEPT], *half_written):
+        remove(other)
     return final
 
 
@@ -137,7 +137,8 @@ def _sealed(state: dict[str, Any]) -> dict[str, Any]:
 
 def all_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints, the newest last; a half-written one has another kind of name."""
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if re.fullmatch(NAME, path.name))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

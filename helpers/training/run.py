@@ -80,6 +80,7 @@ class RunFolder:
         self.notes: dict[str, Any] = {}
         self.tokenizer, self.resume = tokenizer, resume
         self.lock: FolderLock | None = None
+        self.name = ""  # digits for the run that settings.json is of
 
     def open(self, loop, run: Run) -> None:
         """Go on from the newest checkpoint of the same run; set another run's files aside.
@@ -94,14 +95,17 @@ class RunFolder:
             self.lock.take()
             self._prepare(loop)
         loop.accelerator.wait_for_everyone()
-        newest = checkpoint.latest_checkpoint(self.path / CHECKPOINTS)
+        newest, stored = checkpoint.latest_checkpoint(self.path / CHECKPOINTS), self._stored()
+        fixed = {name: _fixed(stored[name]) for name in (*self.identity, "start")}
+        self.name = checkpoint.hash_of(fixed)
         if newest is not None:
             state = checkpoint.read_state(newest)
+            self._check_own(newest, state)
             checkpoint.check_files(newest, state)
             checkpoint.load_tensors(newest, loop.parameters, loop.optimizer)
             loop.restore(state)
         run.metrics = self._metrics_until(loop.step)
-        stored, given = self._stored(), self.notes.get("eval_data")
+        given = self.notes.get("eval_data")
         loop.accelerator.wait_for_everyone()
         if given and stored.get("eval_data") != given:  # the old numbers are of other examples
             run.metrics = [_without_evaluation(row) for row in run.metrics]
@@ -119,8 +123,20 @@ class RunFolder:
         if self.lock is not None:
             self.lock.release()
 
+    def _check_own(self, newest: Path, state: dict[str, Any]) -> None:
+        """Raises ValueError for a checkpoint that was copied here from another run's folder."""
+        if state.get("run", self.name) != self.name:
+            raise ValueError(
+                f"The checkpoint {newest} is of another run than {self.path / SETTINGS}: move the "
+                f"folder {newest.parent} away, and the run begins anew."
+            )
+
     def _metrics_until(self, step: int) -> list[dict[str, Any]]:
-        found = [row for row in read_jsonl(self.path / METRICS) if row["step"] <= step]
+        rows = read_jsonl(self.path / METRICS)
+        for row in rows:
+            if not isinstance(row.get("step"), int):
+                raise ValueError(f"{self.path / METRICS} is damaged: {str(row)[:80]} has no step.")
+        found = [row for row in rows if row["step"] <= step]
         if [row["step"] for row in found] != list(range(1, step + 1)):
             warnings.warn(
                 f"{self.path / METRICS} holds {len(found)} of the {step} steps that the checkpoint "
@@ -153,6 +169,7 @@ class RunFolder:
         if self.path is None:
             return
         state = loop.state() | {"random": gather_object([checkpoint.random_states()])}
+        state["run"] = self.name
         if loop.accelerator.is_main_process:
             for name in (METRICS, ROLLOUTS):  # on the disk before the checkpoint is
                 if (self.path / name).exists():

@@ -13,7 +13,7 @@ from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from helpers.models import LoraSettings, load_model, load_reward_model
+from helpers.models import LoraSettings, load_model, load_reward_model, merge_adapter
 from helpers.rollout import SamplingSettings, generate
 from helpers.training.checkpoint import load_tensors
 
@@ -143,6 +143,33 @@ def test_code_in_a_model_folder_is_never_asked_for(tiny_folder, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text("raise SystemExit('run')")
     assert "auto_map" in said(load_model, folder)
+
+
+def test_an_adapter_or_other_weights_beside_a_model_are_named(tiny_folder, tmp_path, adapter):
+    """transformers puts the adapter on a model that was merged already, and picks one of two."""
+    folder, right = adapter(r=2, target_modules=["q_proj"])
+    model, tokenizer = load_model(tiny_folder, adapter=folder, device="cpu")
+    assert "give another folder" in said(merge_adapter, model, tokenizer, folder)
+    assert not (folder / WEIGHTS).exists()
+    assert "holds an adapter (adapter_config.json): give its base" in said(load_model, folder)
+    merge_adapter(model, tokenizer, tmp_path / "merged")
+    for file in folder.glob("adapter*"):
+        shutil.copy(file, tmp_path / "merged")
+    assert "an adapter (adapter_config.json) and a model" in said(load_model, tmp_path / "merged")
+    parts = tmp_path / "parts"
+    model.get_base_model().save_pretrained(parts, max_shard_size="20KB")
+    tokenizer.save_pretrained(parts)
+    assert "index.json" in said(merge_adapter, model, tokenizer, parts)
+    shutil.copy(tiny_folder / WEIGHTS, parts)
+    assert "two sets of weights" in said(load_reward_model, parts)
+
+
+def test_a_configuration_that_contradicts_itself_is_one_sentence(tiny_folder, tmp_path):
+    folder = tmp_path / "layers"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "num_hidden_layers" in said(load_model, folder)
 
 
 # ---------------------------------------------------------------- reward models

@@ -8,12 +8,14 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from helpers.data.registry import find_entry, load_registered
+from helpers.diagnose import diagnose
 from helpers.evaluation import read_jsonl
 from helpers.overrides import value_of
 from helpers.prompts import load_template
 from helpers.text_files import read_text, read_yaml
 from helpers.training import PreferenceSettings, SFTSettings, train_preference, train_sft
 from helpers.training.method import rows_of
+from workbook import recorded
 from workbook.train import read_config
 
 
@@ -191,3 +193,19 @@ def test_data_that_never_end_are_refused(monkeypatch):
     monkeypatch.setattr("helpers.training.method.MOST_ROWS", 100)
     with pytest.raises(ValueError, match="of more than 100 rows"):
         rows_of(iter(lambda: PAIRS[0], None))
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_damaged_summary_or_recorded_file_is_one_sentence(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(recorded, "course_root", lambda: tmp_path)
+    (tmp_path / "solutions" / "recorded").mkdir(parents=True)
+    (tmp_path / "settings.json").write_text('{"settings": {}}')
+    readers = {
+        tmp_path / "summary.json": lambda: diagnose(tmp_path),
+        recorded.recorded_file("03"): lambda: recorded.read_recorded("03"),
+    }
+    for path, read in readers.items():
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match="is damaged .*bring it back") as raised:
+            read()
+        assert str(path) in sentence_of(raised)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,43 @@ def test_a_step_is_written_once_and_two_are_kept(tiny_folder, tmp_path):
     again = sft(tiny_folder, tmp_path / "a", save_every=3)
     assert [path.stat().st_ino for path in kept[1].iterdir()] == before
     assert torch.equal(weights(again), weights(run))
+
+
+def test_a_checkpoint_of_another_run_in_this_folder_is_not_gone_on_from(tiny_folder, tmp_path):
+    """Somebody copied folders over each other: of one shape, and each is whole."""
+    stopped(tiny_folder, tmp_path / "a")
+    (*_, newest) = stopped(tiny_folder, tmp_path / "b", lr=1e-3)
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / newest.name)
+    shutil.copytree(newest, tmp_path / "a" / "checkpoints" / newest.name)
+    with pytest.raises(ValueError, match="is of another run than .*settings.json: move") as caught:
+        sft(tiny_folder, tmp_path / "a")
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
+    begun = sft(tiny_folder, tmp_path / "a")
+    assert torch.equal(weights(begun), weights(sft(tiny_folder, None)))
+
+
+def test_what_has_another_name_is_no_checkpoint_and_stays(tiny_folder, tmp_path):
+    (*_, newest) = stopped(tiny_folder, tmp_path / "a")
+    mine = newest.with_name(f"{newest.name}-good")
+    shutil.copytree(newest, mine)
+    (newest.parent / "step-notes.txt").write_text("mine")
+    (newest.parent / ".step-00000009.1").mkdir()  # of a run that was killed
+    run = sft(tiny_folder, tmp_path / "a")
+    left = {path.name for path in newest.parent.iterdir()}
+    assert left == {"step-00000003", "step-00000004", mine.name, "step-notes.txt"}
+    assert torch.equal(weights(run), weights(sft(tiny_folder, None)))
+
+
+def test_a_row_of_metrics_without_a_step_and_a_file_as_folder_are_named(tiny_folder, tmp_path):
+    stopped(tiny_folder, tmp_path / "a")
+    path = tmp_path / "a" / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"loss": 1.5}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl is damaged: .*1.5.* has no step"):
+        sft(tiny_folder, tmp_path / "a")
+    for place in (path, path / "deeper"):
+        with pytest.raises(OSError, match=f"{place} cannot be made a folder .*give another"):
+            sft(tiny_folder, place)
 
 
 def test_lost_metrics_are_said(tiny_folder, tmp_path):
