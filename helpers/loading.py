@@ -259,7 +259,10 @@ def _of_adapter(model: PeftModel, name: str, missing: set[str]) -> list[str]:
 
 
 def require_special_tokens(model, tokenizer) -> None:
-    """Raises UnfitError, a ValueError, for a special token without a row in the embedding."""
+    """Raises UnfitError, a ValueError, for a special token without a row in the embedding.
+
+    Of other tokens it is said: models of the hub may leave out the token of an image.
+    """
     rows = embedding_rows(model)
     for kind, name in {"pad": "padding", "eos": "end", "bos": "start"}.items():
         number = getattr(tokenizer, f"{kind}_token_id")
@@ -270,6 +273,13 @@ def require_special_tokens(model, tokenizer) -> None:
                 f"model's embedding has {rows} rows: set tokenizer.{kind}_token to a token that "
                 "the model knows, or enlarge it (model.resize_token_embeddings) and save both."
             )
+    without = [token for token, number in tokenizer.get_vocab().items() if number >= rows]
+    if without:
+        warnings.warn(
+            f"The model's embedding has {rows} rows, and none for {len(without)} tokens of the "
+            f"tokenizer, such as {min(without)!r}: a text that holds one of them cannot be read.",
+            stacklevel=5,
+        )
 
 
 def embedding_rows(model) -> int:

@@ -65,5 +65,18 @@ def main(arguments: list[str]) -> int:
     return run_command(arguments)
 
 
+def main_for_a_pipe(arguments: list[str]) -> int:
+    """`main`, whose output may go to a program that stops reading, such as head."""
+    try:
+        try:
+            return main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main_for_a_pipe(sys.argv[1:]))

@@ -5,6 +5,7 @@ The right values come from transformers alone: one sequence, no padding, no mask
 
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,13 +19,14 @@ from transformers import (
 from helpers import probes
 from helpers.decoding import may_cache, next_tokens, window_of
 from helpers.logprobs import pad_prompt_and_response, response_log_probs
-from helpers.models import LoraSettings, RewardModel, _with_new_lora
+from helpers.models import LoraSettings, RewardModel, _with_new_lora, load_reward_model
 from helpers.reward_models import score
 from helpers.rollout import SamplingSettings, generate
 from helpers.training.ppo import scores_and_values, value_head
 from helpers.training.sft import Row, _packed
 from helpers.training.shared_prompt import SharedRow, shared_batch
 
+BASE = Path(__file__).parents[2] / "workbook" / "assets" / "base"
 PROMPT, RESPONSES = [12, 13, 14, 15, 16], [[20, 21, 22], [30, 31, 32, 33]]
 LLAMA = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -196,6 +198,17 @@ def test_a_qwen_model_keeps_every_fast_way(tiny_random_model):
 
 def test_a_cache_of_convolutions_and_keys_is_repeated_and_chosen_from(tiny_tokenizer):
     assert may_cache(made("lfm2", tiny_tokenizer))
+
+
+def test_the_rounding_of_int8_is_no_other_reading():
+    """Its layers round what they read to 1/127 of the largest number: some percent of a score."""
+    model, tokenizer = load_reward_model(BASE, quantization="int8", device="cpu")
+    responses = [" 3 apples", " one of them is blue", " no"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = score(model, tokenizer, ["Nora has 3 apples."] * 3, responses)
+    alone = [score(model, tokenizer, ["Nora has 3 apples."], [text])[0] for text in responses]
+    assert torch.tensor(found).sub(torch.tensor(alone)).abs().max() < 0.2
 
 
 def test_a_way_is_tried_once_and_said_once(tiny_tokenizer):

@@ -271,6 +271,16 @@ def test_a_padding_token_outside_the_embedding_is_named(tiny_folder, tmp_path, t
     assert re.search(rf"padding token '{names[-1]}' .* {number}, .* {rows} rows", message)
 
 
+def test_words_of_a_tokenizer_without_a_row_are_said(tiny_folder, tmp_path):
+    model, tokenizer = load_model(tiny_folder, device="cpu")
+    rows = model.get_input_embeddings().weight.shape[0]
+    tokenizer.add_tokens([f"zq{number}" for number in range(rows - len(tokenizer) + 2)])
+    shutil.copytree(tiny_folder, tmp_path / "words")
+    tokenizer.save_pretrained(tmp_path / "words")
+    with pytest.warns(UserWarning, match=f"{rows} rows, and none for 2 tokens .*'zq"):
+        load_model(tmp_path / "words", device="cpu")
+
+
 def test_a_checkpoint_of_another_size_is_not_spread_over_the_model(tmp_path):
     save_file({"w": torch.ones(1, 4)}, tmp_path / "model.safetensors")
     wide = {"w": torch.nn.Parameter(torch.zeros(3, 4))}

@@ -1,6 +1,10 @@
 """The command line: help and mistyped verbs before any set-up, errors as one sentence."""
 
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -81,3 +85,13 @@ def test_traceback_only_on_demand(monkeypatch, capsys):
         monkeypatch.setenv("WORKBOOK_DEBUG", "1")
         assert cli.run_command(lab) == 2
         assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_reading_hears_no_complaint():
+    """`python3 -m workbook --help | head -1`"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run([sys.executable, "-m", "workbook", "--help"], stdout=writer,
+                           stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (0, b"")
