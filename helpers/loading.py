@@ -184,6 +184,8 @@ def load_adapter(model, source: str, task: TaskType, *, trainable: bool) -> Peft
             adapted = PeftModel.from_pretrained(model, source, is_trainable=trainable)
         except RuntimeError as error:
             raise UnfitError(_unfit_size(error, source)) from error
+        except KeyError as error:  # of a part that is trained as a whole, such as a reward head
+            raise UnfitError(_not_whole(source, error.args[0], config)) from error
     _require_fit(adapted, source)
     return adapted
 
@@ -200,6 +202,13 @@ def require_task(config: PeftConfig, task: TaskType, source: str) -> None:
         raise UnfitError(
             f"The adapter {source} is of the kind {config.peft_type.value}, whose virtual tokens "
             "shift every log-probability: train LoRA layers instead."
+        )
+    start = str(getattr(config, "init_lora_weights", ""))
+    if start.startswith("pissa_niter"):
+        raise UnfitError(
+            f"The adapter {source} lies on what an approximate SVD ({start}) left of the base "
+            "model, which is another at each load: save it as a plain LoRA (peft's save_pretrained "
+            "with path_initial_model_for_weight_conversion)."
         )
     if task == TaskType.SEQ_CLS and config.task_type != task:
         raise UnfitError(
@@ -242,10 +251,14 @@ def _require_fit(model: PeftModel, source: str) -> None:
             "it was trained on."
         )
     for key in sorted(missing):
-        raise UnfitError(
-            f"The adapter {source} is not whole: {key} is missing in {ADAPTER_FILE}, and "
-            f"adapter_config.json ({config.peft_type.value}) asks for it; save it anew."
-        )
+        raise UnfitError(_not_whole(source, key, config))
+
+
+def _not_whole(source: str, key: str, config: PeftConfig) -> str:
+    return (
+        f"The adapter {source} is not whole: {key} is missing in {ADAPTER_FILE}, and "
+        f"{ADAPTER_CONFIG} ({config.peft_type.value}) asks for it; save it anew."
+    )
 
 
 def _of_adapter(model: PeftModel, name: str, missing: set[str]) -> list[str]:

@@ -242,6 +242,23 @@ def test_an_adapter_of_another_task_is_named(tiny_folder, tmp_path, adapter):
     assert "TOKEN_CLS" in said(load_model, tiny_folder, adapter=folder)
 
 
+def test_an_adapter_on_a_base_that_is_drawn_at_random_is_named(tiny_folder, adapter):
+    folder, right = adapter(r=2, target_modules=["q_proj"], init_lora_weights="pissa")
+    assert torch.equal(logits(load_model(tiny_folder, adapter=folder, device="cpu")[0]), right)
+    shutil.rmtree(folder)
+    folder, _ = adapter(r=2, target_modules=["q_proj"], init_lora_weights="pissa_niter_4")
+    assert "pissa_niter_4" in said(load_model, tiny_folder, adapter=folder)
+
+
+def test_a_reward_adapter_without_its_head_is_not_whole(tiny_folder, tmp_path):
+    reward, _ = load_reward_model(tiny_folder, lora=LoraSettings(rank=2), device="cpu")
+    reward.save_pretrained(tmp_path / "reward")
+    folder = changed(tmp_path / "reward", tmp_path / "headless", ADAPTER, lambda found: {
+        name: tensor for name, tensor in found.items() if "score" not in name
+    })
+    assert "score.weight is missing in" in said(load_reward_model, tiny_folder, adapter=folder)
+
+
 def test_virtual_tokens_are_refused_and_other_layers_are_read(tiny_folder, adapter):
     folder, _ = adapter(PromptTuningConfig, num_virtual_tokens=3)
     assert "PROMPT_TUNING" in said(load_model, tiny_folder, adapter=folder)
