@@ -45,12 +45,14 @@ _DATE = rf"{_MONTH}{_SPACE}{_DAY}{_YEAR}|{_DAY}{_SPACE}{_MONTH}{_YEAR}"
 
 # All that digits are written with: whether 12,34,567 or 1.234,5 or 1.5.2 is a number, the grammar
 # says. A space parts groups of three (1 000 000) or a whole number and its fraction (1 1/2).
-_DIGITS = (r"(?>[0-9]{1,3}(?:[ ][0-9]{3}){1,20}+(?![0-9])(?:[.,][0-9]++)?"
+_DIGITS = (r"(?>[0-9]++\.[0-9]++(?:\.{3}|…)(?![0-9.])"
+           r"|[0-9]{1,3}(?:[ ][0-9]{3}){1,20}+(?![0-9])(?:[.,][0-9]++)?"
            r"|[0-9]++(?:[.,'][0-9]++)*+|\.[0-9]++(?:[.,'][0-9]++)*+)"
            rf"(?:{_SPACE}[0-9]{{1,20}}+{_GAP}/{_GAP}[0-9]++)?")
 _CURRENCY = r"[$€£¥₹]"
-_SIGN = (rf"(?:(?<![\w)\]%.])-(?={_CURRENCY}?\.?[0-9])|(?:(?<==)|(?<==[ ])|(?<=is[ ]))-[ ]?"
-         rf"(?={_CURRENCY}?\.?[0-9])|负|零下)?")
+_SIGN = (rf"(?:(?<![\w)\]%.])-(?={_CURRENCY}?\.?[0-9])"
+         rf"|(?:(?<==)|(?<==[ ])|(?<=is[ ])|(?<=[\s(]\$[ ]))-[ ]?(?={_CURRENCY}?\.?[0-9])"
+         r"|负|零下)?")
 _ORDINAL = r"(?:st|nd|rd|th)\b"
 _BRACES = r"(?:[ ]?\{[^{}]{0,80}(?:\{[^{}]{0,80}\}[^{}]{0,80}){0,3}\}?)"
 # A command that computes, with its arguments; `tex_as_text` left it because it is no plain number.
@@ -65,10 +67,10 @@ _TAIL_WORDS = _any(
 )
 _NUMBER_WORDS = _any(UP_TO_19 + TENS)
 _TAIL = (
-    r"(?:[eE][+-]?[0-9]{1,20}|(?!(?:[cdkm]?m|ft|in)[23]\b)[A-Za-z]{1,20}[0-9][0-9A-Za-z.]{0,60}"
+    r"(?:\.?[eE][+-]?[0-9]{1,20}|(?<=0)x[0-9A-Fa-f]{1,20}|(?!(?:[cdkm]?m|ft|in)[23]\b)[A-Za-z]{1,20}[0-9][0-9A-Za-z.]{0,60}"
     r"|(?:[kKMBbxyzniIeπ]|[ ]M|[ ]?(?:bn|mn|mln|tn)|pi)(?![A-Za-z])"
     rf"|[ \t-]{{0,2}}(?i:{_TAIL_WORDS})(?![A-Za-z])"
-    r"|[!‰⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉]{1,20}"
+    r"|[ ]?‰|[!⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉]{1,20}"
     rf"|(?:{SCALE})(?:{SCALE})?|[多余几]|[个元块小时天年倍斤米]{{1,2}}半"
     rf"|{_SPACE}(?i:and{_SPACE}(?:an?|one|two|three|four|five)[ \t-]{{1,3}}"
     rf"(?:half|halves|quarters?|(?:{_any(PARTS)})s?))(?![A-Za-z])"
@@ -82,9 +84,13 @@ _TAIL = (
 _START = r"(?<![A-Za-z0-9_^])(?<![0-9][.,:/])(?<![_^]\{)(?<![_^][+-])"
 
 
+# (5, 6) is a point and [5, 6] an interval; (1,080) is a number.
+_TUPLE = rf"[(\[]{_GAP}-?{_DIGITS}(?:{_GAP}[,;]{_SPACE}-?{_DIGITS}){{1,8}}+{_GAP}[)\]]"
+
+
 def _operand(start: str) -> str:
     number = rf"{_SIGN}(?:{_CURRENCY}(?:-(?=\.?[0-9]))?)?{start}{_DIGITS}(?!{_ORDINAL})"
-    return rf"(?:{_TEX}|{start}(?:{_DATE})|{number})(?:{_TAIL}){{0,3}}+"
+    return rf"(?:{_TEX}|{start}(?:{_DATE})|{_TUPLE}|{number})(?:{_TAIL}){{0,3}}+"
 
 
 # ---------------------------------------------------------------- what joins two operands
@@ -104,7 +110,7 @@ _AND_SMALLER = _any([
     for unit, smaller in _SMALLER_UNITS.items()
 ])
 _WORDS = (r"to|up to|mod|and|by|times|plus|minus|over|x|through|thru|till|until|versus|vs\.?|point|"
-          r"divided by|multiplied by|to the power(?: of)?")
+          r"choose|divided by|multiplied by|to the power(?: of)?")
 _JOINT = (
     # 10 to 15, 5, or 6, 20% of 50, 5 cm x 10 cm, 10-to-15
     rf"(?:{_GAP}(?:%|°|{_CURRENCY}|(?i:per ?cent)))?[)\]}}*]{{0,3}}(?:"
@@ -114,6 +120,8 @@ _JOINT = (
     rf"|(?:{_SPACE}(?i:{_WORDS})|,?{_SPACE}(?i:or)|(?<=[^0-9.,]1)[ ]in){_SPACE}"
     r"|-(?i:to|by|and|or|out-of)-"
     rf"|{_SPACE}(?i:(?:out{_SPACE})?of){_SPACE}(?i:(?:the|all|those){_SPACE})?"
+    rf"|{_GAP}(?://|\+/-){_GAP}|%(?=[0-9])|[ ]%[ ](?=[0-9])|{_SPACE}[CP]{_SPACE}(?=[0-9])"
+    rf"|{_GAP}\((?i:or){_SPACE}"
     rf"|[ ]?[A-Za-z]{{1,15}}\.?(?:{_SPACE}(?:x|by|or)|{_GAP}×){_SPACE}"
     rf"|[ ]?(?i:{_AND_SMALLER})"
     r"|[ ]?[\u4e00-\u9fff]{0,2}(?:到|至|或者?)[ ]?"
@@ -127,11 +135,11 @@ _LIST_JOINT = (rf"(?:{_JOINT}|{_GAP}%?,{_SPACE}(?:(?:and|or){_SPACE})?"
 _OPERATOR = rf"(?:{_GAP}(?:[+×÷/^]|\*\*?){_GAP}|-|{_SPACE}-{_SPACE})"
 # sqrt 16, half of 36, minus 5, x - 5, (a + b) * 2
 _PREFIX = (
-    r"(?:[√∛∜±][ ]?|[千万]分之|(?<![A-Za-z])(?:"
+    r"(?:[√∛∜±][ ]?|\+/-[ ]?|\|(?=-)|[⌊⌈]|\\(?:l?vert|lfloor|lceil)[ ]?|[千万]分之|(?<![A-Za-z])(?:"
     rf"(?i:minus|negative|twice|thrice|double|triple){_SPACE}"
     rf"|(?i:half|halves|quarters?|(?:{_any(PARTS)})s?|roots?|squares?|cubes?|factorial|logs?)"
     rf"{_SPACE}of{_SPACE}(?:the{_SPACE})?"
-    r"|(?i:sqrt|cbrt|log|ln|exp|sin|cos|tan|abs)[ ]?\("
+    r"|(?i:sqrt|cbrt|log|ln|exp|sin|cos|tan|abs)[ ]?\(|(?:sqrt|cbrt|ln|sin|cos)[ ]"  # logs are wood
     rf"|[xyznk]{_OPERATOR})|\){_OPERATOR})"
 )
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import logsigmoid
 
+from helpers.logprobs import at_least_float32
 from helpers.preference_losses import (
     dpo_loss,
     hinge_loss,
@@ -58,6 +59,7 @@ def masked_mean(tensor: torch.Tensor, mask: torch.Tensor, dim: int | None = None
         >>> masked_mean(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[1, 1, 0]]))
         tensor(2.)
     """
+    mask = mask.bool()  # a mask in bfloat16 counts 1001 as 1000
     count = mask.sum() if dim is None else mask.sum(dim)
     return _masked_sum(tensor, mask, dim) / count.clamp(min=1)
 
@@ -114,7 +116,7 @@ def aggregate(
     if how == "sequence_mean":
         total, count = masked_mean(token_losses, mask, dim=-1).sum(), len(token_losses)
     elif how == "token_mean":
-        total, count = masked_normalize(token_losses, mask, 1.0), mask.sum().clamp(min=1)
+        total, count = masked_normalize(token_losses, mask, 1.0), mask.bool().sum().clamp(min=1)
     elif how == "constant":
         if constant is None:
             raise ValueError('aggregate(how="constant") needs constant, such as max_new_tokens.')
@@ -198,7 +200,8 @@ def group_advantages(
     """
     if group_size < 1 or len(rewards) % group_size:
         raise ValueError(f"{len(rewards)} rewards are not made of groups of {group_size}.")
-    rewards = rewards if rewards.is_floating_point() else rewards.float()
+    kind = rewards.dtype if rewards.is_floating_point() else torch.float32
+    rewards = at_least_float32(rewards)  # in bfloat16 the mean of 100, 100.5, 101, 100 is 100.5
     if not rewards.isfinite().all():
         place = int((~rewards.isfinite()).nonzero()[0])
         raise ValueError(
@@ -208,7 +211,7 @@ def group_advantages(
     groups = rewards.view(-1, group_size)  # (B / G, G)
     centred = _subtract_baseline(groups, baseline)
     advantages = centred / (_scale(groups, centred, scale) + eps) if scale != "none" else centred
-    return advantages.flatten()
+    return advantages.flatten().to(kind)
 
 
 def _subtract_baseline(groups: torch.Tensor, baseline: str) -> torch.Tensor:
@@ -329,7 +332,7 @@ def kl_estimate(
         >>> kl_estimate(torch.tensor([[-1.0]]), torch.tensor([[-2.0]]), "k3")
         tensor([[0.3679]])
     """
-    difference = ref_log_probs - log_probs
+    difference = at_least_float32(ref_log_probs) - at_least_float32(log_probs)
     is_sound = torch.expm1(difference).isfinite() if kind == "k3" else difference.isfinite()
     difference = with_gradient_where(is_sound.detach(), difference)
     if kind == "k1":

@@ -18,9 +18,12 @@ _SPACES = "\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u2
 _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _PLAIN |= {ord(sign): "-" for sign in "−–‐‑﹣"}
 # A Chinese full stop ends a sentence and is no decimal point: 共18。3天后.
-_PLAIN |= {ord("。"): ". ", ord("、"): ",", ord("￥"): "¥", ord("⁄"): "/", ord("’"): "'"}
+_PLAIN |= {ord("。"): ". ", ord("、"): ",", ord("￥"): "¥", ord("⁄"): "/"}
+_PLAIN |= {ord(sign): "'" for sign in "’′"}
 _PLAIN |= {ord(sign): f" {value} " for sign, value in
-           {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}.items()}
+           {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "⅕": "1/5", "⅖": "2/5",
+            "⅗": "3/5", "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅐": "1/7", "⅛": "1/8", "⅜": "3/8",
+            "⅝": "5/8", "⅞": "7/8", "⅑": "1/9", "⅒": "1/10"}.items()}
 _PLAIN |= dict.fromkeys(map(ord, _SPACES), " ") | dict.fromkeys(map(ord, INVISIBLE))
 
 _TEX = re.compile(r"[\\{~]")
@@ -43,6 +46,21 @@ _SIGNS = {
 }
 _COMMAND = re.compile(rf"\\(?:({'|'.join(_SIGNS)})(?![A-Za-z])|([^A-Za-z]))")
 _EXPONENT = re.compile(r"([\^_])\{\s?([+-]?[0-9A-Za-z]{1,20})\s?\}")
+# 18! before the end of a line, a capital or another script; 5! = 120 and 5!/3! are factorials.
+_LAST_SIGN = re.compile(
+    r"(?<=[0-9])!{1,3}(?=[*_\"']{0,3}[ \t]{0,3}(?:$|[A-Z]|[^\x00-\x7f×÷·≈≠≤≥−√∙⋅±]))", re.MULTILINE
+)
+_FACTORIAL = re.compile(
+    r"[0-9)}]!{1,2}(?:[ \t]?[=/×÷·+^)}$\\-]|[ \t]?\*[ ]?[0-9(])|(?<![A-Za-z])[nkrm]!|factorial"
+    r"|permut|阶乘|排列",
+    re.IGNORECASE,
+)
+# 76 sixth graders, 5 half-gallons: the word belongs to the noun. 2 third is left: it may be 2/3.
+_ORDINAL_NOUN = re.compile(
+    r"(?<=[0-9][0-9])[ ](?:third|fourth|fifth|sixth|seventh|eighth|ninth)"
+    r"(?=[ -](?!(?:of|and|or|is|in|to|plus|minus|times|the)\b)[a-z])|(?<=[0-9])[ ]half(?=-[a-z])",
+    re.IGNORECASE,
+)
 _TIE = re.compile(r"(?<=[0-9A-Za-z}%:])~(?! ?[0-9])|(?<=[A-Za-z:])~")
 
 
@@ -52,6 +70,28 @@ def plain(text: str) -> str:
     Signs without width (U+200B, U+FEFF and their kin) are taken out.
     """
     return text if text.isascii() else text.translate(_PLAIN)
+
+
+def sentence_ends(text: str) -> str:
+    """The text without the exclamation marks that end a sentence behind a number.
+
+    Where the text writes of factorials, all of them stay.
+
+    >>> sentence_ends("She has 18! Great."), sentence_ends("5! = 120, so 5!")
+    ('She has 18. Great.', '5! = 120, so 5!')
+    """
+    if "!" not in text or _FACTORIAL.search(text):
+        return text
+    return _LAST_SIGN.sub(".", text)
+
+
+def counted_nouns(text: str) -> str:
+    """The text without ordinals and halves that belong to a counted noun, and make no fraction.
+
+    >>> counted_nouns("76 sixth graders, 5 half-gallons, 2 thirds")
+    '76 graders, 5-gallons, 2 thirds'
+    """
+    return _ORDINAL_NOUN.sub("", text)
 
 
 def tex_as_text(text: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
 Interval = tuple[float, float, float]
@@ -285,6 +286,7 @@ def method_table(rows: Mapping[str, Mapping[str, float | str | Interval]], *, ti
     texts = [[_cell(row.get(column, "–")) for column in columns] for row in rows.values()]
     table = axes.table(texts, rowLabels=list(rows), colLabels=columns, loc="upper center",
                        cellLoc="right", edges="horizontal")
+    _without_maths([cell.get_text() for cell in table.get_celld().values()])
     table.auto_set_font_size(False)
     table.set_fontsize(10)
     table.scale(1, 1.35)
@@ -473,9 +475,17 @@ def _finish(figure: Figure, axes, title: str, legend: bool = True) -> Figure:
         shown = figure.legend(handles, labels, frameon=False, fontsize=9, **place)
         for text in shown.get_texts():
             text.set_text(text.get_text().removeprefix(_HIDDEN))
+    _without_maths(figure.findobj(Text))
     figure.set_layout_engine("constrained")
     plt.close(figure)
     return figure
+
+
+def _without_maths(texts: Sequence[Text]) -> None:
+    """A name such as "$5 or $10" is no formula; a formatter's own labels (10^2) stay formulas."""
+    for text in texts:
+        if "\\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
 
 
 def _published_lines(axes, published, colour, percent: bool = True) -> None:

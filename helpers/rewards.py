@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from helpers.chinese_numbers import UNIT_SIGNS, in_ascii, is_unit
 from helpers.expressions import PARTS, SCALES, STATED_EXPRESSION, TENS, UP_TO_19, last_expression
-from helpers.plain_text import plain, tex_as_text
+from helpers.plain_text import counted_nouns, plain, sentence_ends, tex_as_text
 from helpers.reward_models import from_model as from_model
 from helpers.reward_models import pool_last_token as pool_last_token
 from helpers.reward_models import score as score
@@ -124,7 +124,7 @@ def _last_hash_line(text: str) -> str | None:
 
 
 def _last_answer_sentence(text: str) -> str | None:
-    text = plain(text)
+    text = _prose(text)
     if "answer" not in text.lower() and "答案" not in text:
         return None
     found = deque(_ANSWER_IS.finditer(tex_as_text(text)), maxlen=1)
@@ -148,10 +148,15 @@ def last_number(text: str) -> str | None:
         >>> last_number("She pays $1,080."), last_number("It takes 10-15 minutes.")
         ('1080', '10-15')
     """
-    found = last_expression(plain(_text_of(text, "text")[-MAX_TEXT_CHARS:]))
+    found = last_expression(_prose(_text_of(text, "text")[-MAX_TEXT_CHARS:]))
     if found is None:
         return None
     return re.sub(r"[,$€£¥₹]", "", found) if _PLAIN_NUMBER.fullmatch(found) else _end_of(found)
+
+
+def _prose(text: str) -> str:
+    """What the finders read of a running text; an answer by itself keeps its exclamation mark."""
+    return counted_nouns(sentence_ends(plain(text)))
 
 
 def _end_of(expression: str) -> str:
@@ -212,7 +217,7 @@ def parse_number(text: str) -> Number | None:
     if _SIMPLE.fullmatch(text):
         return Number(Fraction(text), False)
     # Single spaces: a long run of them could be split between the optional parts in many ways.
-    text = " ".join(_strip_markup(tex_as_text(plain(text))).split())
+    text = " ".join(_strip_markup(tex_as_text(counted_nouns(plain(text)))).split())
     text = text if text.isascii() else in_ascii(text)
     found = _NUMBER.match(text)
     if found is None or (found["sign"] and found["inner_sign"]):
@@ -258,7 +263,7 @@ def _read_rest(rest: str) -> bool | None:
 
 
 def _is_unit_word(word: str) -> bool:
-    letters = re.sub(r"[.']|(?:\^-?[1-4]|[²³]|(?<=[mt])[23])$", "", word)
+    letters = re.sub(r"[.']|!$|(?:\^-?[1-4]|[²³]|(?<=[mt])[23])$", "", word)
     known = letters.isalpha() and word != "M" and letters.lower() not in _NOT_A_UNIT
     return known and is_unit(word)
 

@@ -349,7 +349,13 @@ class RolloutLoop(Loop):
         self.engine.update(self.model)
         with evaluation_mode(self.model):
             completions = self.engine.sample(tasks.token_ids, 1, greedy)
-        samples = grade(tasks, range(len(tasks)), completions, self.held_out.reward_fn)
+        samples = grade(
+            tasks,
+            range(len(tasks)),
+            completions,
+            self.held_out.reward_fn,
+            left_out="it is left out of the means of the held-out prompts",
+        )
         found = sample_metrics(Rollouts(completions, 0, samples, 1, 0))
         names = ("reward_mean", "format_rate", "accuracy", "length", "truncated")
         names += ("bad_rewards",) if found["bad_rewards"] else ()

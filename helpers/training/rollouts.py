@@ -130,11 +130,16 @@ def sampling_of(settings, step: int, attempt: int = 0) -> SamplingSettings:
 
 
 def grade(
-    tasks: Tasks, rows: Sequence[int], completions: Sequence[Completion], reward_fn: Callable
+    tasks: Tasks,
+    rows: Sequence[int],
+    completions: Sequence[Completion],
+    reward_fn: Callable,
+    *,
+    left_out: str = "its group is left out of the step",
 ) -> list[Sample]:
     """One dict a response; `rows` are the tasks, with len(completions) / len(rows) responses each.
 
-    Warns of rewards that are no finite numbers.
+    Warns of rewards that are no finite numbers; left_out: what becomes of them.
     """
     size = len(completions) // len(rows) if rows else 0
     each = [row for row in rows for _ in range(size)]
@@ -145,7 +150,7 @@ def grade(
         if not math.isfinite(parts["reward"]):
             warnings.warn(
                 f"A response to row {tasks.places[row]} of the data has the reward "
-                f"{parts['reward']}: its group is left out of the step.",
+                f"{parts['reward']}: {left_out}.",
                 stacklevel=5,
             )
             break

@@ -145,3 +145,20 @@ def test_a_score_that_is_no_number_is_explained_without_a_bar():
     found = explain("p", " 4. Or 5.", "4", score=lambda p, r: [NAN, *[1.0] * (len(r) - 1)],
                     gold=lambda *_: 0.5)
     assert "width:nan" not in explanation_html(found, "p", "4")
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    name = "from $5 to $10_000, $\\frac$"
+    figures = [
+        plotting.training_curves({name: RECORDS, "b": []}, ["loss"], title=name),
+        plotting.score_changes({name: (0.4, 0.05)}, title=name),
+        plotting.counts_grid({name: {name: (6, 6)}}, title=name),
+        plotting.method_table({name: {name: 0.5}, "b": {name: 0.1}}, title=name),
+        plotting.frontier({name: (1, (0.5, 0.4, 0.6))}, title=name, xlabel=name),
+        plotting.failure_categories({name: {name: 1}}, title=name),
+        plotting_rl.by_tokens({name: [{0: 0.4, 20_000: 0.6}]}, title=name, ylabel=name),
+    ]
+    for figure in figures:
+        drawn(figure, tmp_path)
+        assert figure.get_suptitle().replace("\n", " ") == name
+        assert not figure._suptitle.get_parse_math()

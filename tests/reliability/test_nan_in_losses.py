@@ -11,6 +11,7 @@ from helpers.losses import (
     group_advantages,
     grpo_clip_loss,
     kl_estimate,
+    masked_mean,
     policy_gradient_loss,
 )
 from helpers.policy_losses import gspo_loss, value_loss
@@ -79,3 +80,16 @@ def test_what_cannot_happen_adds_no_entropy():
 def test_a_reward_that_is_no_number_has_no_advantage(scale, bad):
     with pytest.raises(ValueError, match=f"Reward 2 is {bad}, which has no advantage: leave its"):
         group_advantages(torch.tensor([1.0, 0.0, bad, 1.0]), 2, scale=scale)
+
+
+def test_half_precision_does_not_move_a_mean():
+    rewards = torch.tensor([100.0, 100.5, 101.0, 100.0])  # all of them numbers of bfloat16
+    found = group_advantages(rewards.bfloat16(), 4, scale="none")
+    assert found.tolist() == [-0.375, 0.125, 0.625, -0.375]
+    # 257 is no number of bfloat16: a count in the mask's own type would be 256.
+    ones, mask = torch.ones(1, 257), torch.ones(1, 257, dtype=torch.bfloat16)
+    assert masked_mean(ones, mask) == 1 == aggregate(ones, mask, "token_mean")
+    # exp(19) - 20 is above the largest number of float16.
+    new, old = torch.tensor([[-20.0]]), torch.tensor([[-1.0]])
+    kl = kl_estimate(new.half(), old.half())
+    assert kl.item() == pytest.approx(math.exp(19) - 20, rel=1e-6)

@@ -94,3 +94,12 @@ def test_a_part_that_some_responses_lack_is_a_mean_over_the_others(tiny_folder):
     for number, sample in enumerate(rollouts.samples):
         sample["parts"] = parts(0.5) | ({"length_part": 3.0} if number == 3 else {})
     assert sample_metrics(rollouts)["length_part"] == 3.0
+
+
+def test_a_held_out_reward_that_is_no_number_is_left_out_of_its_means(tiny_folder):
+    loop = make_loop(tiny_folder)
+    loop.held_out = loop.method
+    loop.held_out.reward_fn = broken
+    with pytest.warns(UserWarning, match="left out of the means of the held-out prompts"):
+        found = loop.evaluate()
+    assert found["eval_bad_rewards"] >= 1 and math.isfinite(found["eval_reward_mean"])
