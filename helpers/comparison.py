@@ -26,7 +26,7 @@ def paired_bootstrap(
         (0.5, 0.5, 0.5)
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if first.shape != second.shape:
+    if first.shape != second.shape or not len(first):
         raise ValueError(f"{len(first)} scores and {len(second)} do not make pairs.")
     gaps, tail = first - second, (1 - confidence) / 2
     if not np.isfinite(gaps).all():

@@ -361,6 +361,9 @@ def bootstrap_interval(
     if len(values) < 2:
         raise ValueError(f"A bootstrap interval needs two values or more, not {len(values)}.")
     counts = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
+    if counts.shape != values.shape or not ((counts > 0) & np.isfinite(counts)).all():
+        raise ValueError(f"A bootstrap interval of {len(values)} values needs as many weights, "
+                         "each a finite number above 0.")
     if weights is None or len(set(weights)) == 1:
         data, mean = (values,), np.mean
     else:
@@ -558,7 +561,8 @@ def best_of_n(
                              f"sample {sample} of prompt {row}: score it again, or leave the "
                              "prompt out.")
     count = proxies.shape[1]
-    weights = np.array([comb(k, n - 1) for k in range(count)], dtype=float) / comb(count, n)
+    choices = comb(count, n)  # of 1,200 by 600 more than a float holds; the quotients are shares
+    weights = np.array([comb(k, n - 1) / choices for k in range(count)])
     order = np.argsort(proxies, axis=1, kind="stable")
     return tuple(np.take_along_axis(rewards, order, 1) @ weights for rewards in (proxies, golds))
 

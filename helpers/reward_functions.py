@@ -6,8 +6,10 @@ is carried along. One with a method `many(prompts, responses, golds)` is asked o
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any, NoReturn
 
 from helpers.identity import value_identity
@@ -30,12 +32,17 @@ def grade_all(
         [{'format_reward': 1.0, 'answer_reward': 1.0, 'reward': 1.0}]
     """
     if hasattr(reward_fn, "many"):
-        found = reward_fn.many(prompts, responses, golds)
+        found = list(reward_fn.many(prompts, responses, golds))
     elif _wants_prompt(reward_fn):
         rows = zip(prompts, responses, golds, strict=True)
         found = [reward_fn(response, gold, prompt=prompt) for prompt, response, gold in rows]
     else:
         found = [reward_fn(text, gold) for text, gold in zip(responses, golds, strict=True)]
+    if len(found) != len(responses):
+        raise ValueError(
+            f"The reward function {_name_of(reward_fn)} returned {len(found)} results for "
+            f"{len(responses)} responses: its method many must return one dict a response."
+        )
     return [_checked(parts, reward_fn) for parts in found]
 
 
@@ -52,6 +59,11 @@ def weighted_sum(*terms: tuple[float, Callable]) -> Callable[..., dict[str, floa
     """
     if not terms or not all(callable(function) for _, function in terms):
         raise ValueError("weighted_sum takes pairs (weight, reward function), at least one.")
+    for weight, function in terms:
+        if not isinstance(weight, Real) or not math.isfinite(weight):
+            raise ValueError(
+                f"The weight of {_name_of(function)} must be a finite number, but it is {weight!r}."
+            )
     return _WeightedSum(terms)
 
 

@@ -121,3 +121,22 @@ def test_the_difference_of_two_certain_means_has_a_width():
     assert gap == 0 and low == pytest.approx(wilson[0] - 1, abs=1e-4) and high == -low
     # Newcombe 1998, table II, row (h): 10 of 10 against 0 of 10 is 0.6075 to 1.
     assert difference_of_rates(1.0, 0.0, 10)[1:] == pytest.approx((0.6075, 1.0), abs=1e-4)
+
+
+def test_weights_are_finite_numbers_above_0():
+    for weights in ([0, 0, 0], [1, math.nan, 1], [1, -1, 1], [1, 2]):
+        with pytest.raises(ValueError, match="weights") as caught:
+            bootstrap_interval([1.0, 2.0, 3.0], weights=weights)
+        assert "\n" not in str(caught.value)
+
+
+def test_nothing_has_no_difference():
+    with pytest.raises(ValueError, match="0 scores"):
+        paired_bootstrap([], [], np.zeros((3, 0), int))
+
+
+def test_the_best_of_many_samples():
+    # With proxies 0 .. N - 1 the best of n has the expectation n (N + 1) / (n + 1) - 1.
+    samples = [[float(k) for k in range(1200)]]
+    found, _ = best_of_n(samples, samples, 600)
+    assert found[0] == pytest.approx(600 * 1201 / 601 - 1, rel=1e-9)

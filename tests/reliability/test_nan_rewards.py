@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from helpers.reward_functions import grade_all, weighted_sum
 from helpers.training.rollouts import Rollouts, sample_metrics
 from tests.helpers.grpo_world import gradients, make_loop, parts, train, train_by_ppo, vowels
 
@@ -103,3 +104,22 @@ def test_a_held_out_reward_that_is_no_number_is_left_out_of_its_means(tiny_folde
     with pytest.warns(UserWarning, match="left out of the means of the held-out prompts"):
         found = loop.evaluate()
     assert found["eval_bad_rewards"] >= 1 and math.isfinite(found["eval_reward_mean"])
+
+
+class Short:
+    def __call__(self, response, gold):
+        return parts(1.0)
+
+    def many(self, prompts, responses, golds):
+        return [parts(1.0)]
+
+
+def test_a_reward_function_that_skips_a_response_is_named():
+    with pytest.raises(ValueError, match="Short returned 1 results for 2 responses"):
+        grade_all(Short(), ["p", "p"], ["a", "b"], ["g", "g"])
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, "1", None])
+def test_a_weight_that_is_no_number_is_named(weight):
+    with pytest.raises(ValueError, match="The weight of vowels must be a finite number"):
+        weighted_sum((weight, vowels), (1.0, vowels))
