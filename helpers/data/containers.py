@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
-from helpers.data.fields import BadRecord
+from helpers.data.fields import BadRecord, short
 from helpers.data.json_text import Parser
 
 HEAD_BYTES = 1_000_000
@@ -174,6 +174,11 @@ def parquet_rows(path: str) -> Iterator[Any]:
     """The rows as plain dicts, a few at a time; no copy is kept that could go stale."""
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
+                yield BadRecord("damaged_parquet", f"the column {short(twice[0])} stands twice, "
+                                                   "and one would be lost: rename it")
+                return
             for batch in file.iter_batches(batch_size=100):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:

@@ -218,6 +218,10 @@ def _turn(turn: Any, role: str, content: str) -> dict:
     if name not in ("system", "user", "assistant"):
         raise BadRecord("wrong_turns", f"the role {short(turn[role])} is not system, user (human) "
                                        "or assistant (gpt)")
+    for field in ("tool_calls", "function_call"):
+        if turn.get(field):
+            raise BadRecord("wrong_turns", f"a turn holds {field}, which is no text and would be "
+                                           "lost: write the call into its text, or leave it out")
     text = optional_text if name == "system" else field_text
     return {"role": name, "content": text(turn, content)}
 
@@ -225,6 +229,9 @@ def _turn(turn: Any, role: str, content: str) -> dict:
 def _ending_with_user(turns: list[dict]) -> list[dict]:
     if not turns or turns[-1]["role"] != "user":
         raise BadRecord("wrong_turns", NO_USER)
+    if any(turn["role"] == "system" for turn in turns[1:]):
+        raise BadRecord("wrong_turns", "a system turn stands behind another turn: join it to the "
+                                       "first system turn, or leave it out")
     return turns
 
 

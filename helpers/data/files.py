@@ -65,7 +65,12 @@ def read_items(
     Raises FileNotFoundError or OSError for what is no file, ConnectionError for a hub that cannot
     be reached.
     """
+    before: set[str] = set()
     for source in map(str, sources):
+        path = os.path.realpath(source)
+        if path in before:
+            yield Item(Note("the file is given twice, and its records are read twice"), source, 1)
+        before.add(path)
         is_empty, shown = True, source.encode("utf-8", "backslashreplace").decode()
         for item in _read_one(source, split, max_line_bytes, streaming, is_record):
             is_empty = is_empty and isinstance(item.value, Blank | Note)

@@ -282,6 +282,12 @@ def format_of(record: dict) -> str:
 
 def _near(record: dict) -> str:
     """What the record lacks of the format whose fields it has the most of."""
+    if isinstance(record.get("paragraphs"), list):
+        return ("; it is an article of SQuAD's original file: write each of its questions as one "
+                "record with question, context and answers")
+    if isinstance(record.get("row"), dict):
+        return ("; the record stands in its field 'row', as the hub's viewer writes it: write what "
+                "stands there, one object a line")
     around = [name for name, value in record.items()
               if isinstance(value, list) and value and isinstance(value[0], dict)]
     if len(around) == 1 and not any(set(known.fields) & set(record) for known in FORMATS.values()):

@@ -44,6 +44,7 @@ class Entry:
     """One data set of a registry: where it is, its format, and how its columns are called.
 
     columns: field of the format -> column of the file. tags: as LLaMA-Factory names them.
+    named: the columns that the entry itself names, which some record should have.
     """
 
     source: str
@@ -51,6 +52,7 @@ class Entry:
     columns: dict[str, str]
     tags: dict[str, str]
     split: str = "train"
+    named: tuple[str, ...] = ()
 
     def prepare(self, record: dict) -> dict:
         """A raw record with the names that its format reads.
@@ -129,7 +131,9 @@ def _entry(entry: Any, where: str, folder: Path) -> Entry:
     else:
         raise ValueError(f"{where}: it needs file_name or hf_hub_url.")
     format, columns = _format_and_columns(entry, where)
-    return Entry(source, format, columns, entry.get("tags") or {}, entry.get("split") or "train")
+    named = tuple(filter(None, (entry.get("columns") or {}).values()))
+    return Entry(source, format, columns, entry.get("tags") or {}, entry.get("split") or "train",
+                 named)
 
 
 def _check_types(entry: dict, where: str) -> None:
@@ -184,6 +188,15 @@ def load_registered(name: str, registry: str | Path = HUB_SETS, *,
     Example:
         >>> data, report = load_registered("shp", limit=1000)     # doctest: +SKIP
     """
-    entry = find_entry(name, registry)
+    entry, met = find_entry(name, registry), set()
+
+    def prepare(record: dict) -> dict:
+        met.update(record)
+        return entry.prepare(record)
+
     options = {"split": entry.split} | options
-    return load_records(file or entry.source, format=entry.format, prepare=entry.prepare, **options)
+    data, report = load_records(file or entry.source, format=entry.format, prepare=prepare,
+                                **options)
+    report.notes += [f"{registry}: {name}: no record has the column {short(column)}, so nothing "
+                     "was read from it" for column in entry.named if column not in met]
+    return data, report

@@ -3,11 +3,14 @@
 import json
 from itertools import permutations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from helpers.data import load_records
 from helpers.data.conversion import unread_fields
 from helpers.data.open_book import negatives
+from helpers.data.registry import load_registered
 from helpers.data.sampled import labelled_responses, on_policy_pairs
 
 USER, FOUR, FIVE = ({"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"},
@@ -161,3 +164,64 @@ def test_no_score_that_is_no_number_decides_a_pair(tmp_path, score):
     with pytest.raises(ValueError, match="a.jsonl:1: ") as raised:
         load_records(path, format="stack_exchange")
     assert "\n" not in str(raised.value)
+
+
+# ---------------------------------------------------------------- what would be lost without a word
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize("turns", [
+    [USER, SYSTEM, USER, FOUR],  # the chat template of transcripts would glue it to the question
+    [SYSTEM, {**SYSTEM, "content": "Be kind."}, USER, FOUR],
+])
+def test_a_system_turn_stands_first_or_is_named(tmp_path, turns):
+    data, report = loaded(tmp_path, {"messages": turns}, {"messages": [SYSTEM, USER, FOUR]})
+    assert len(data) == 1 and report.num_bad == 1
+    assert "a.jsonl:1: a system turn stands behind another turn" in report.problems[0]
+
+
+@pytest.mark.parametrize("call", [{"tool_calls": [{"function": {"name": "add"}}]},
+                                  {"function_call": {"name": "add"}}])
+def test_a_call_of_a_tool_is_not_taught_as_its_text_alone(tmp_path, call):
+    data, report = loaded(tmp_path, {"messages": [USER, {**FOUR, **call}]},
+                          {"messages": [USER, {**FOUR, "tool_calls": None}]})
+    assert data["response"][:] == ["4"]
+    assert f"a turn holds {list(call)[0]}" in report.problems[0]
+
+
+def test_a_column_of_parquet_that_stands_twice_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["z"])],
+                                        names=["prompt", "response", "prompt"]), path)
+    with pytest.raises(ValueError, match="the column 'prompt' stands twice"):
+        load_records(path)
+
+
+def test_a_column_of_a_registry_that_no_record_has_is_told(tmp_path):
+    registry = tmp_path / "info.json"
+    columns = {"prompt": "instruction", "query": "inptu", "response": "output"}
+    registry.write_text(json.dumps({"x": {"file_name": "a.json", "columns": columns}}))
+    (tmp_path / "a.json").write_text('[{"instruction": "i", "input": "n", "output": "o"}]')
+    _, report = load_registered("x", registry)
+    assert "no record has the column 'inptu'" in report.notes[0]
+    registry.write_text(registry.read_text().replace("inptu", "input"))
+    data, report = load_registered("x", registry)
+    assert data[0]["prompt"] == "i\nn" and report.notes == []
+
+
+def test_a_file_that_is_given_twice_is_told(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "response": "b"}\n')
+    data, report = load_records([path, f"{tmp_path}/./a.jsonl"])
+    assert len(set(data["id"])) == 2 and "given twice" in report.notes[0]
+
+
+def test_records_that_stand_deeper_are_named_for_what_they_are(tmp_path):
+    article = {"title": "T", "paragraphs": [{"context": "c", "qas": []}]}
+    (tmp_path / "a.json").write_text(json.dumps({"version": "2.0", "data": [article]}))
+    with pytest.raises(ValueError, match="SQuAD's original file"):
+        load_records(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="stands in its field 'row'"):
+        loaded(tmp_path, {"row_idx": 0, "row": {"prompt": "a", "response": "b"}})
