@@ -67,7 +67,7 @@ def read_items(
     """
     before: set[str] = set()
     for source in map(str, sources):
-        path = os.path.realpath(source)
+        path = os.path.realpath(source) if os.path.exists(source) else source
         if path in before:
             yield Item(Note("the file is given twice, and its records are read twice"), source, 1)
         before.add(path)
